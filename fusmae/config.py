@@ -1,0 +1,224 @@
+"""What a Fus-MAE is made of; checked when it is made, without torch.
+
+Defaults are ViT-B on BigEarthNet-MM. The paper leaves sizes, heads, decoder, positions and target open; where
+it does, the defaults are those of the MAE family, so that the parameter and FLOP counts match the baselines'.
+"""
+
+import re
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, ClassVar, Literal, Self, get_args
+
+AttentionBackend = Literal["xformers", "sdpa", "math"]
+MaskingStrategy = Literal["independent", "consistent"]
+
+_FORBID: dict[str, Any] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality:
+    """One sensor: a name and the names of its bands, in the order of the image's channels."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    name: str
+    """Short lower-case name, such as s1."""
+    bands: tuple[str, ...]
+    """Names of the bands as ESA writes them; channel i of an image is bands[i]."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise ValueError(f"modality name '{self.name}' must be lower-case letters, digits and _, such as s2")
+        if not self.bands:
+            raise ValueError(f"modality '{self.name}' has no bands; name at least one")
+        if len(set(self.bands)) != len(self.bands):
+            raise ValueError(f"modality '{self.name}' names a band twice: {', '.join(self.bands)}")
+
+
+def count_visible(mask_ratio: float, num_patches: int) -> int:
+    """Visible patches of a modality: (1 - mask_ratio) of all, rounded, halves to even; 56 of 225 at 0.75.
+
+    Raises ValueError unless at least one is visible and one hidden.
+    """
+    if not 0 < mask_ratio < 1:
+        raise ValueError(f"mask_ratio {mask_ratio} must lie between 0 and 1, such as 0.75")
+    visible = round((1 - mask_ratio) * num_patches)
+    if not 0 < visible < num_patches:
+        raise ValueError(
+            f"mask_ratio {mask_ratio} leaves {visible} of {num_patches} patches visible;"
+            " at least one must be visible and one hidden"
+        )
+    return visible
+
+
+S1 = Modality(name="s1", bands=("VV", "VH"))
+S2 = Modality(
+    name="s2",
+    bands=("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusMAEConfig:
+    """All that determines a Fus-MAE's weights and what is computed with them."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    image_size: int = 120
+    """Pixels of an image's side."""
+    patch_size: int = 8
+    """Pixels of a patch's side; must divide image_size."""
+    modalities: tuple[Modality, ...] = (S1, S2)
+    """Sensors and their bands."""
+    width: int = 768
+    """Width of the encoder's tokens."""
+    depth: int = 12
+    """Blocks of the encoder; with encoder_fusion xae the first of them is the XAttnEncoder."""
+    heads: int = 12
+    """Attention heads of the encoder and of the XAttnDecoder."""
+    mlp_ratio: float = 4.0
+    """Hidden width of every MLP, in widths."""
+    encoder_fusion: Literal["none", "xae"] = "xae"
+    """xae: each modality first attends to the others (Eq. 2-3). none: tokens are only joined."""
+    decoder_fusion: Literal["none", "xad"] = "xad"
+    """xad: each modality's latents attend to the others' before their decoder (Eq. 10-11)."""
+    share_cross_attention: bool = True
+    """One cross-attention for all directions of the XAttnEncoder, as in Eq. 2; false: one a modality."""
+    decoder_width: int = 256
+    """Width of the light decoders."""
+    decoder_depth: int = 2
+    """Blocks of each light decoder."""
+    decoder_heads: int = 8
+    """Attention heads of the light decoders."""
+    mask_ratio: float = 0.75
+    """Share of each modality's patches that is hidden."""
+    masking: MaskingStrategy = "independent"
+    """independent: hidden positions are drawn for each modality. consistent: the same positions in all."""
+    target_norm: Literal["none", "per_patch"] = "none"
+    """per_patch: the target of a patch has mean 0 and variance 1 over its pixels and bands."""
+    loss_weights: tuple[float, ...] = ()
+    """Weight of each modality's loss, in the order of modalities; empty: 1 each."""
+    attention_backend: AttentionBackend = "xformers"
+    """xformers: memory-efficient attention. sdpa: torch's own. math: written out, the tests' reference."""
+
+    @classmethod
+    def vit_s(cls, **overrides: Any) -> Self:
+        """ViT-S: width 384, depth 12, 6 heads."""
+        return cls(**{"width": 384, "depth": 12, "heads": 6, **overrides})
+
+    @classmethod
+    def vit_b(cls, **overrides: Any) -> Self:
+        """ViT-B: width 768, depth 12, 12 heads."""
+        return cls(**{"width": 768, "depth": 12, "heads": 12, **overrides})
+
+    @classmethod
+    def vit_l(cls, **overrides: Any) -> Self:
+        """ViT-L: width 1024, depth 24, 16 heads."""
+        return cls(**{"width": 1024, "depth": 24, "heads": 16, **overrides})
+
+    @classmethod
+    def vit_h(cls, **overrides: Any) -> Self:
+        """ViT-H: width 1280, depth 32, 16 heads."""
+        return cls(**{"width": 1280, "depth": 32, "heads": 16, **overrides})
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_image()
+        self._check_modalities()
+        self._check_sizes("heads", self.heads, "width", self.width)
+        self._check_sizes("decoder_heads", self.decoder_heads, "decoder_width", self.decoder_width)
+        if self.encoder_fusion == "xae" and self.depth < 2:
+            raise ValueError(
+                f"depth {self.depth} leaves no block after the XAttnEncoder for the global token;"
+                " write at least 2, or encoder_fusion: none"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along an image's side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image."""
+        return self.grid**2
+
+    @property
+    def num_visible(self) -> int:
+        """Patches of a modality that the encoder sees; see `count_visible`."""
+        return count_visible(self.mask_ratio, self.num_patches)
+
+    @property
+    def modality_names(self) -> tuple[str, ...]:
+        """Names of the modalities, in order."""
+        return tuple(modality.name for modality in self.modalities)
+
+    def hidden_width(self, width: int) -> int:
+        """Hidden width of the MLP of a block of `width`."""
+        return round(self.mlp_ratio * width)
+
+    def patch_elements(self, modality: Modality) -> int:
+        """Numbers in one patch: pixels times bands."""
+        return self.patch_size**2 * len(modality.bands)
+
+    def loss_weight(self, name: str) -> float:
+        """Weight of the loss of the modality called `name`."""
+        return self.loss_weights[self.modality_names.index(name)] if self.loss_weights else 1.0
+
+    def _check_choices(self) -> None:
+        choices = {
+            "encoder_fusion": ("none", "xae"),
+            "decoder_fusion": ("none", "xad"),
+            "masking": get_args(MaskingStrategy),
+            "target_norm": ("none", "per_patch"),
+            "attention_backend": get_args(AttentionBackend),
+        }
+        for field, allowed in choices.items():
+            if (value := getattr(self, field)) not in allowed:
+                raise ValueError(f"{field} '{value}' does not exist; write one of {', '.join(allowed)}")
+        for field in ("image_size", "patch_size", "width", "depth", "heads"):
+            if (value := getattr(self, field)) < 1:
+                raise ValueError(f"{field} {value} must be at least 1")
+        for field in ("decoder_width", "decoder_depth", "decoder_heads"):
+            if (value := getattr(self, field)) < 1:
+                raise ValueError(f"{field} {value} must be at least 1")
+
+    def _check_image(self) -> None:
+        if self.image_size % self.patch_size:
+            divisors = [str(p) for p in range(4, self.image_size // 2 + 1) if self.image_size % p == 0]
+            sizes = sorted(self.patch_size * (self.image_size // self.patch_size + step) for step in (0, 1))
+            raise ValueError(
+                f"image_size {self.image_size} is no whole number of patches of {self.patch_size} pixels;"
+                f" write patch_size {', '.join(divisors) or 1}, or image_size {' or '.join(map(str, sizes))}"
+            )
+        count_visible(self.mask_ratio, self.num_patches)
+
+    def _check_modalities(self) -> None:
+        names = self.modality_names
+        if not names:
+            raise ValueError("there are no modalities; name at least one, such as s2 with its bands")
+        if len(set(names)) != len(names):
+            raise ValueError(f"a modality's name stands twice: {', '.join(names)}")
+        for field, off in (("encoder_fusion", self.encoder_fusion), ("decoder_fusion", self.decoder_fusion)):
+            if len(names) == 1 and off != "none":
+                raise ValueError(f"{field} '{off}' needs two modalities, there is only {names[0]}; write none")
+        weights = self.loss_weights
+        if weights and len(weights) != len(names):
+            raise ValueError(f"{len(weights)} loss_weights do not fit {len(names)} modalities: {', '.join(names)}")
+        if any(weight < 0 or not isfinite(weight) for weight in weights) or (weights and not any(weights)):
+            raise ValueError(f"loss_weights {weights} must be finite, not negative and not all 0")
+
+    def _check_sizes(self, heads_field: str, heads: int, width_field: str, width: int) -> None:
+        if width % 4:
+            raise ValueError(f"{width_field} {width} must be a multiple of 4 for the sin-cos positions")
+        if width % heads:
+            raise ValueError(f"{width_field} {width} is no multiple of {heads_field} {heads}")
+        if self.attention_backend == "xformers" and width // heads % 8:
+            better = 8 * heads * max(1, round(width / heads / 8))
+            raise ValueError(
+                f"{width_field} {width} over {heads_field} {heads} makes heads {width // heads} wide; xformers'"
+                f" GPU kernels need a multiple of 8: write {width_field} {better}"
+            )
+        hidden = self.mlp_ratio * width
+        if hidden < 1 or abs(hidden - round(hidden)) > 1e-6:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} times {width_field} {width} is {hidden}, no whole width")

@@ -1,0 +1,30 @@
+"""The initial weights: a function of torch's seed and of the order in which the modules were made."""
+
+from torch import nn
+
+from fusmae.attention import CrossAttention, SelfAttention
+from fusmae.decoder import LightDecoder
+from fusmae.encoder import Encoder
+
+
+def initialise(module: nn.Module) -> None:
+    """Give one module its initial weights; for `nn.Module.apply`.
+
+    Matrices are Xavier-uniform (maps to q, k and v as the separate matrices that they are), biases 0, norms 1
+    and 0, learned tokens normal with deviation 0.02, cut at two units.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, SelfAttention | CrossAttention):
+        joined = module.qkv if isinstance(module, SelfAttention) else module.kv
+        for matrix in joined.weight.detach().split(joined.in_features):
+            nn.init.xavier_uniform_(matrix)
+    elif isinstance(module, Encoder):
+        nn.init.trunc_normal_(module.global_token_D, std=0.02)
+    elif isinstance(module, LightDecoder):
+        nn.init.trunc_normal_(module.mask_token_W, std=0.02)
+        nn.init.trunc_normal_(module.modality_embedding_W, std=0.02)
