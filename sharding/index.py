@@ -1,0 +1,111 @@
+"""The index beside a shard: where each array's payload lies in the tar, so that readers parse no tar, zip or JSON.
+
+Layout of `index/NAME.idx`, all little-endian:
+
+    magic `FUSMAEIX` · u32 version · u32 length of header · header (JSON, padded with spaces) · records · u32 CRC-32C
+
+The header names the arrays, the label vocabulary's size and the width of keys; the records are one numpy structured
+array (`record_dtype`); the CRC covers everything before it.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from sharding.errors import DataError
+
+MAGIC: Final = b"FUSMAEIX"
+VERSION: Final = 1
+_ALIGNMENT: Final = 64
+
+Records = npt.NDArray[np.void]
+
+
+def record_dtype(num_arrays: int, key_bytes: int) -> np.dtype[Any]:
+    """The structured type of one sample's record.
+
+    `presence` has a bit for each band (`sharding.bands.ALL_BANDS`), `labels` a bit for each word of the manifest's
+    vocabulary; `lon`, `lat` are the patch's centre in degrees (NaN when unknown); `member` is the whole
+    `KEY.zarr.zip` in the tar. For each array: the payload's offset in the tar, its stored length (0: absent), its
+    codec (number in `sharding.codec.CODECS`), its CRC-32C, and `radiometric_offset`, to be added to the stored
+    numbers before anything else (Sentinel-2 baseline 04.00: -1000).
+    """
+    payload = [
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("crc32c", "<u4"),
+        ("codec", "<u4"),
+        ("radiometric_offset", "<f4"),
+    ]
+    return np.dtype(
+        [
+            ("key", f"S{key_bytes}"),
+            ("presence", "<u8"),
+            ("labels", "<u8"),
+            ("lon", "<f8"),
+            ("lat", "<f8"),
+            ("member_offset", "<u8"),
+            ("member_length", "<u8"),
+            ("arrays", payload, (num_arrays,)),
+        ]
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """The samples of one shard in the order of the tar."""
+
+    arrays: tuple[str, ...]
+    """Names of the arrays, in the order of `records["arrays"]`."""
+    records: Records
+    """`record_dtype` of shape (samples,)."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The samples' keys, in order."""
+        return [key.decode() for key in self.records["key"].tolist()]
+
+
+def dump_index(index: ShardIndex) -> bytes:
+    """The bytes of an index file."""
+    header = json.dumps(
+        {
+            "arrays": list(index.arrays),
+            "key_bytes": index.records.dtype["key"].itemsize,
+            "samples": len(index.records),
+        },
+        sort_keys=True,
+    ).encode()
+    prefix = len(MAGIC) + 8
+    header += b" " * (-(prefix + len(header)) % _ALIGNMENT)
+    body: bytes = (
+        MAGIC
+        + VERSION.to_bytes(4, "little")
+        + len(header).to_bytes(4, "little")
+        + header
+        + np.ascontiguousarray(index.records).tobytes()
+    )
+    checksum: int = google_crc32c.value(body)
+    return body + checksum.to_bytes(4, "little")
+
+
+def parse_index(content: bytes, name: str) -> ShardIndex:
+    """The index in `content`; DataError naming `name` when a byte is not as it was written."""
+    repair = "run python -m sharding.verify on the data set and fetch this file again"
+    if len(content) < len(MAGIC) + 12 or content[: len(MAGIC)] != MAGIC:
+        raise DataError(f"{name} is not a shard index ({len(content)} bytes); {repair}")
+    if google_crc32c.value(content[:-4]) != int.from_bytes(content[-4:], "little"):
+        raise DataError(f"{name} is damaged: its CRC-32C does not match; {repair}")
+    start = len(MAGIC) + 8
+    version = int.from_bytes(content[len(MAGIC) : len(MAGIC) + 4], "little")
+    if version != VERSION:
+        raise DataError(f"{name} has index version {version}, this program reads {VERSION}; update the program")
+    end = start + int.from_bytes(content[len(MAGIC) + 4 : start], "little")
+    header = json.loads(content[start:end])
+    dtype = record_dtype(len(header["arrays"]), header["key_bytes"])
+    records = np.frombuffer(content, dtype, count=header["samples"], offset=end)
+    return ShardIndex(arrays=tuple(header["arrays"]), records=records)

@@ -1,0 +1,91 @@
+"""Running shard tasks: in this process, or in spawned ones that end with it, however it ends."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for
+from typing import Any, Final
+
+from sharding.errors import StorageError
+from sharding.shard_task import ShardResult, ShardTask, build_shard
+
+_POLL_S: Final = 0.3
+_progress: Any = None
+
+
+def run_tasks(tasks: list[ShardTask], workers: int, advance: Callable[[int], None]) -> Iterator[ShardResult]:
+    """The results as they come; `advance` is told how many pairs were done since it was last told."""
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        for task in tasks:
+            yield build_shard(task, lambda: advance(1))
+        return
+    yield from _run_spawned(tasks, workers, advance)
+
+
+def _run_spawned(tasks: list[ShardTask], workers: int, advance: Callable[[int], None]) -> Iterator[ShardResult]:
+    # Not forked: GDAL, fsspec's event loop and LMDB do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("Q", 0)
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(counter,))
+    told = 0
+    try:
+        with _sigint_ignored():
+            waiting: set[Future[ShardResult]] = {executor.submit(_work, task) for task in tasks}
+        while waiting:
+            done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            told, before = counter.value, told
+            advance(told - before)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise StorageError(
+            "a worker process was killed, perhaps for want of memory; the same command goes on, with fewer --workers"
+        ) from error
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    """Processes spawned here never see Ctrl-C, which reaches the whole group: the parent alone decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _work(task: ShardTask) -> ShardResult:
+    return build_shard(task, _count_one)
+
+
+def _count_one() -> None:
+    with _progress.get_lock():
+        _progress.value += 1
+
+
+def _start_worker(progress: Any) -> None:
+    global _progress
+    _progress = progress
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A killed parent leaves its executor's workers waiting for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for([parent.sentinel])
+    os._exit(1)

@@ -1,0 +1,44 @@
+"""The summary of a data set."""
+
+import json
+
+import numpy as np
+
+from sharding import inspect
+from tests.unit.sharding.conftest import run
+
+
+def test_the_summary_counts_what_was_built(dataset, v1, reben):
+    told = json.loads(run(inspect.main, "summary", dataset, "--json").out)
+    patches = [*v1.patches, *reben.patches]
+    assert told["samples"] == len(patches)
+    assert {split: counts["samples"] for split, counts in told["splits"].items()} == {"train": 9, "val": 2, "test": 2}
+    for band, figures in told["bands"].items():
+        assert figures["samples"] == sum(band in patch.pixels for patch in patches)
+    for split, counts in told["splits"].items():
+        for label, count in counts["labels"].items():
+            assert count == sum(label in patch.labels for patch in patches if patch.split == split)
+    vv = np.concatenate([p.pixels["VV"].ravel() for p in patches if p.split == "train"]).astype(float)
+    assert np.isclose(told["bands"]["VV"]["mean"], vv.mean())
+    size = sum(path.stat().st_size for part in ("shards", "index") for path in (dataset / part).iterdir())
+    assert told["kb_per_pair"] == round(size / 1000 / len(patches), 2)
+
+
+def test_the_table_has_the_same(dataset):
+    ended = run(inspect.main, "summary", dataset)
+    assert ended.code == 0
+    assert "samples      13" in ended.out
+    assert "source       reben 2.0: 6 samples, L2A" in ended.out
+    assert "array        s2_20m 60x60 uint16 DN at 20 m" in ended.out
+    assert any(line.startswith("train           9       1") for line in ended.out.splitlines())
+    assert any(line.startswith("Coniferous forest") for line in ended.out.splitlines())
+
+
+def test_no_data_set_is_one_sentence(tmp_path):
+    ended = run(inspect.main, "summary", tmp_path)
+    assert (ended.code, len(ended.err.splitlines())) == (1, 1)
+    assert "holds no finished data set" in ended.err
+
+
+def test_no_view_is_wrong_usage():
+    assert run(inspect.main).code == 2
