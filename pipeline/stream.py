@@ -1,0 +1,307 @@
+"""The exact stream: this rank's slices of the endless, reproducible sequence of global batches.
+
+    with Stream(StreamConfig(url="s3://bucket/pairs", global_batch=512), rank, world_size) as stream:
+        stream.load_state_dict(state)
+        for batch in stream:
+            ...
+
+What the ranks see together depends on the data set, the split, the seed and the global batch alone, never on the
+number of ranks or threads. The state is the number of samples seen; to resume costs nothing.
+"""
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, Self
+
+import numpy as np
+
+from pipeline.batch import Batch
+from pipeline.batch_ring import BatchIterator, BatchRing, Job
+from pipeline.order import RUN_BYTES, Order, OrderedSamples, OrderSettings, check_world_size
+from pipeline.run_cache import open_store
+from pipeline.sample_reader import SampleReader
+from sharding.errors import ConfigError
+from sharding.manifest import Manifest
+from sharding.store import read_manifest
+
+__all__ = ["Batch", "ExactStream", "Stream", "StreamConfig", "evaluation_batches"]
+
+_CHANGES_ORDER: Final = {
+    "fingerprint": "this is another data set, or one built again with other samples",
+    "split": "set the split back",
+    "seed": "set the seed back",
+    "global_batch": "set the global batch back; ranks and micro-batches may change, their product may not",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamConfig:
+    """What to stream and how."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    url: str
+    """Data set made by sharding.build: a folder, s3://..., or any other store of fsspec."""
+    split: str = "train"
+    """Split to read."""
+    global_batch: int
+    """Samples of one step over all ranks and micro-batches."""
+    seed: int = 0
+    """Seed of the order."""
+    threads: int = 2
+    """Reader threads of this rank."""
+    slots: int = 3
+    """Batches read ahead."""
+    window_gib: float = 2.0
+    """Shuffle window of a node: more mixes better, and takes that much memory when the data is remote."""
+    cache_gib: float = 2.0
+    """Memory of this rank for runs fetched from an object store; unused for local data."""
+    verify_checksums: bool = True
+    """Check the CRC-32C of every payload."""
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch", "threads", "slots"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("window_gib", "cache_gib"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+
+class ExactStream(ABC):
+    """Position, state and order of an endless stream; subclasses read the samples."""
+
+    def __init__(self, config: StreamConfig, rank: int, world_size: int, manifest: Manifest) -> None:
+        check_world_size(config.global_batch, rank, world_size)
+        self.config = config
+        self.rank = rank
+        self.world_size = world_size
+        self.manifest = manifest
+        self.samples_seen = 0
+        """Samples of the global batches yielded so far."""
+        shards = manifest.shards_of(config.split)
+        self._shard_sizes = [shard.samples for shard in shards]
+        self.num_samples = sum(self._shard_sizes)
+        """Samples of the split: the length of an epoch."""
+        settings = OrderSettings.choose(
+            self._shard_sizes,
+            sum(shard.num_bytes for shard in shards) / max(self.num_samples, 1),
+            config.global_batch,
+            config.seed,
+            config.window_gib,
+        )
+        self._set_order(settings)
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next sample."""
+        return self.samples_seen // self.num_samples
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]:
+        """This rank's batches from here on, without end."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the first sample of `epoch`; an iterator that is under way ends."""
+        self._halt()
+        self.samples_seen = epoch * self.num_samples
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that continues the stream behind the last yielded batch; the same on every rank, below 300 bytes."""
+        order = self.order.settings
+        return {
+            "fingerprint": self.manifest.fingerprint,
+            "split": self.config.split,
+            "seed": order.seed,
+            "samples_seen": self.samples_seen,
+            "global_batch": order.global_batch,
+            "num_streams": order.num_streams,
+            "run_samples": order.run_samples,
+            "window": order.window,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken, on any number of ranks; an iterator that is under way ends.
+
+        ConfigError naming what differs when the order would not be the same.
+        """
+        mine = self.state_dict()
+        missing = mine.keys() - state.keys()
+        if missing:
+            raise ConfigError(f"the state of the stream lacks {', '.join(sorted(missing))}; it is of another program")
+        for name, advice in _CHANGES_ORDER.items():
+            if state[name] != mine[name]:
+                raise ConfigError(
+                    f"cannot continue the stream: {name} was {state[name]!r} and is {mine[name]!r}; {advice}, "
+                    "or start a new run"
+                )
+        self._halt()
+        names = ("num_streams", "run_samples", "window")
+        self._set_order(replace(self.order.settings, **{name: int(state[name]) for name in names}))
+        self.samples_seen = int(state["samples_seen"])
+
+    def close(self) -> None:
+        """End the iterator and give everything back."""
+        self._halt()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _halt(self) -> None:
+        """End an iterator that is under way."""
+
+    def _set_order(self, settings: OrderSettings) -> None:
+        self.order = Order(self._shard_sizes, settings, self.manifest.fingerprint, self.config.split)
+
+    def _jobs(self) -> Iterator[Job]:
+        return _endless_jobs(self.order, self.rank, self.world_size, self.samples_seen)
+
+
+def _endless_jobs(order: Order, rank: int, world_size: int, seen: int) -> Iterator[Job]:
+    while True:
+        yield Job(seen // order.settings.global_batch, order.slice_at(seen, rank, world_size))
+        seen += order.settings.global_batch
+
+
+class Stream(ExactStream):
+    """The stream through our own indexes: threads read ahead into batch slots.
+
+    A yielded batch's arrays stay valid until the next one is asked for (`Batch.copy` keeps them). There is one
+    iterator at a time; it ends its threads when it is closed, dropped or replaced, and when reading fails.
+    """
+
+    def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(config, rank, world_size, read_manifest(config.url))
+        self._iterator: weakref.ref[_StreamIterator] | None = None
+        self._reader = SampleReader(
+            open_store(config.url),
+            self.manifest,
+            config.split,
+            verify=config.verify_checksums,
+            cache_gib=config.cache_gib,
+        )
+        try:
+            self._refuse_small_cache()
+        except ConfigError:
+            self._reader.close()
+            raise
+        self._reader_finalizer = weakref.finalize(self, self._reader.close)
+
+    def __iter__(self) -> "_StreamIterator":
+        self._halt()
+        if not self._reader_finalizer.alive:
+            raise ConfigError("the stream is closed; open a new one")
+        self._reader.set_run_samples(self.order.settings.run_samples)
+        batch_size = self.config.global_batch // self.world_size
+        ring = BatchRing(self._reader, self._jobs(), batch_size, self.config.threads, self.config.slots)
+        iterator = _StreamIterator(self, ring)
+        self._iterator = weakref.ref(iterator)
+        return iterator
+
+    @property
+    def num_requests(self) -> int:
+        """Ranges asked of an object store so far; 0 for local data."""
+        return self._reader.num_requests
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken; see `ExactStream`."""
+        super().load_state_dict(state)
+        self._refuse_small_cache()
+
+    def close(self) -> None:
+        """End the iterator and the threads, close the shards."""
+        super().close()
+        self._reader_finalizer()
+
+    def _halt(self) -> None:
+        iterator = self._iterator() if self._iterator is not None else None
+        if iterator is not None:
+            iterator.close()
+        self._iterator = None
+
+    def _refuse_small_cache(self) -> None:
+        settings = self.order.settings
+        streams = min(-(-settings.num_streams // self.world_size) + 1, settings.num_streams)
+        self._reader.refuse_small_cache(streams, settings.window + 2 * settings.run_samples)
+
+
+class _StreamIterator(BatchIterator):
+    """Counts what is yielded, so that the state knows nothing of what was read ahead."""
+
+    def __init__(self, stream: Stream, ring: BatchRing) -> None:
+        super().__init__(ring)
+        self._stream = stream
+
+    def __next__(self) -> Batch:
+        if self.is_closed:
+            raise RuntimeError("this iterator was ended: the stream was moved, closed or iterated anew")
+        batch = super().__next__()
+        self._stream.samples_seen += self._stream.config.global_batch
+        return batch
+
+
+def evaluation_batches(
+    url: str,
+    split: str,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    threads: int = 2,
+    slots: int = 3,
+    cache_gib: float = 2.0,
+    verify_checksums: bool = True,
+) -> "EvaluationBatches":
+    """Each sample of a split exactly once over all ranks, in the order of the index; the last batch may be short.
+
+    Rank r of W has the samples [r*N/W, (r+1)*N/W): the ranks' numbers of batches may differ by one, so reduce at the
+    end and not in every batch. Epoch is 0 and position the sample's number.
+    """
+    return EvaluationBatches(
+        StreamConfig(
+            url=url,
+            split=split,
+            global_batch=batch_size * world_size,
+            threads=threads,
+            slots=slots,
+            cache_gib=cache_gib,
+            verify_checksums=verify_checksums,
+        ),
+        rank,
+        world_size,
+    )
+
+
+class EvaluationBatches(BatchIterator):
+    """What `evaluation_batches` returns: an iterator, and a context that ends its threads."""
+
+    def __init__(self, config: StreamConfig, rank: int, world_size: int) -> None:
+        check_world_size(config.global_batch, rank, world_size)
+        self.manifest = read_manifest(config.url)
+        self._reader = SampleReader(
+            open_store(config.url),
+            self.manifest,
+            config.split,
+            verify=config.verify_checksums,
+            cache_gib=config.cache_gib,
+        )
+        self.num_samples = self._reader.num_samples
+        """Samples of the split, over all ranks."""
+        self._reader.set_run_samples(round(RUN_BYTES / max(self._reader.sample_bytes, 1.0)) or 1)
+        batch_size = config.global_batch // world_size
+        jobs = _evaluation_jobs(self.num_samples, batch_size, rank, world_size)
+        ring = BatchRing(self._reader, jobs, batch_size, config.threads, config.slots)
+        super().__init__(ring, self._reader.close)
+
+
+def _evaluation_jobs(num_samples: int, batch_size: int, rank: int, world_size: int) -> Iterator[Job]:
+    first, last = num_samples * rank // world_size, num_samples * (rank + 1) // world_size
+    for step, begin in enumerate(range(first, last, batch_size)):
+        ids = np.arange(begin, min(begin + batch_size, last))
+        yield Job(step, OrderedSamples(np.zeros_like(ids), ids, ids))

@@ -1,0 +1,175 @@
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.order import FeistelPermutation, Order, OrderSettings, Runs, derive_key, permute
+from sharding.errors import ConfigError
+
+SHARDS = [256] * 39 + [131]
+
+
+def order(shards=SHARDS, fingerprint="f", split="train", **changes) -> Order:
+    values = {"global_batch": 96, "num_streams": 32, "run_samples": 16, "window": 48} | changes
+    return Order(shards, OrderSettings(**values), fingerprint, split)
+
+
+@given(n=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
+@settings(max_examples=60, deadline=None)
+def test_permutation_is_a_bijection(n, key):
+    assert sorted(FeistelPermutation(n, key)(np.arange(n)).tolist()) == list(range(n))
+
+
+def test_permutation_is_the_same_for_any_subset_of_positions():
+    permutation = FeistelPermutation(50_000, 7)
+    whole = permutation(np.arange(50_000))
+    asked = np.array([[49_999, 3], [17, 3]])
+    assert (permutation(asked) == whole[asked]).all()
+
+
+def test_permutation_serves_a_billion_positions_without_a_table():
+    n = 10**9 + 7
+    images = FeistelPermutation(n, 1)(np.arange(n - 1000, n))
+    assert len(set(images.tolist())) == 1000
+    assert images.min() >= 0 and images.max() < n
+
+
+def test_permutations_of_four_occur_about_equally_often():
+    keys = np.repeat(np.array([derive_key(key) for key in range(4800)], np.uint64), 4)
+    images = permute(np.tile(np.arange(4), 4800), np.full(19200, 4), keys).reshape(4800, 4)
+    seen = Counter(map(tuple, images.tolist()))
+    assert len(seen) == 24
+    assert min(seen.values()) > 120 and max(seen.values()) < 300  # 200 expected
+
+
+def test_each_key_part_changes_the_key():
+    parts = [("f", "train", 0, 1), ("f", "train", 1, 0), ("f", "val", 0, 1), ("g", "train", 0, 1), ("f", "train0", 1)]
+    assert len({derive_key(*part) for part in parts}) == len(parts)
+
+
+def test_runs_never_cross_a_shard():
+    runs = Runs.cut([5, 3, 0, 4], 2)
+    assert list(zip(runs.start.tolist(), runs.length.tolist(), strict=True)) == [
+        (0, 2), (2, 2), (4, 1), (5, 2), (7, 1), (8, 2), (10, 2),
+    ]  # fmt: skip
+
+
+@given(
+    shards=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    streams=st.integers(1, 12),
+    per_stream=st.integers(1, 5),
+    run=st.integers(1, 9),
+    window=st.integers(1, 30),
+    ranks=st.integers(1, 12),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_each_sample_comes_once_an_epoch_over_all_ranks(shards, streams, per_stream, run, window, ranks, seed):
+    batch = streams * per_stream
+    ranks = max(r for r in range(1, ranks + 1) if batch % r == 0)  # often no divisor of the number of streams
+    o = order(shards, global_batch=batch, num_streams=streams, run_samples=run, window=window, seed=seed)
+    num_batches = -(-2 * o.num_samples // batch)
+    seen = Counter()
+    for t, rank in itertools.product(range(num_batches), range(ranks)):
+        part = o.rank_slice(t, rank, ranks)
+        assert len(part.sample_id) == batch // ranks
+        seen.update(zip(part.epoch.tolist(), part.sample_id.tolist(), strict=True))
+    for epoch in range(2):
+        assert all(seen[epoch, sample] == 1 for sample in range(o.num_samples))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 96])
+def test_global_batches_are_the_same_for_every_number_of_ranks(ranks):
+    o = order()
+    for t in (0, 1, 50, 105, 106, 107):  # 106 spans two epochs
+        whole = o.batch(t)
+        parts = [o.rank_slice(t, rank, ranks) for rank in range(ranks)]
+        for name in ("epoch", "position", "sample_id"):
+            assert (np.concatenate([getattr(p, name) for p in parts]) == getattr(whole, name)).all()
+
+
+def test_a_batch_is_sorted_by_epoch_stream_and_place():
+    o = order()
+    for t in (3, 106):
+        b = o.batch(t)
+        assert (np.lexsort((b.position // 32, b.position % 32, b.epoch)) == np.arange(96)).all()
+        assert sorted((b.epoch * o.num_samples + b.position).tolist()) == list(range(t * 96, t * 96 + 96))
+
+
+@pytest.mark.parametrize("samples", [1, 3, 10])
+def test_a_batch_larger_than_the_data_set_holds_whole_epochs(samples):
+    o = order([samples])
+    counts = Counter(o.batch(0).sample_id.tolist())
+    assert set(counts) == set(range(samples))
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"fingerprint": "g"}, {"split": "val"}, {"window": 49}])
+def test_anything_that_the_order_depends_on_changes_it(change):
+    assert (order().batch(0).sample_id == order().batch(0).sample_id).all()
+    assert (order().batch(0).sample_id != order(**change).batch(0).sample_id).any()
+
+
+def test_epochs_differ():
+    o = order()
+    first, second = (o.epoch_order(e).sample_ids(np.arange(o.num_samples)) for e in (0, 1))
+    assert (first != second).mean() > 0.99
+    assert sorted(first.tolist()) == sorted(second.tolist())
+
+
+def test_a_batch_of_a_rank_mixes_shards_like_a_shuffle_buffer_of_the_window():
+    o = order(global_batch=768, num_streams=64, window=256)
+    distinct = [len(set((o.rank_slice(t, 0, 12).sample_id // 256).tolist())) for t in range(13)]
+    unshuffled = [len(set((np.arange(t * 64, t * 64 + 64) // 256).tolist())) for t in range(13)]
+    assert np.mean(unshuffled) < 2
+    assert np.mean(distinct) > 20  # of 40; a permutation has 32
+
+
+def test_a_rank_needs_few_more_runs_than_its_share():
+    o = order([256] * 200, global_batch=768, num_streams=64, run_samples=16, window=128)
+    num_runs, fetched = 3200, 0
+    for rank in range(8):
+        runs = set()
+        for t in range(o.num_samples // 768):
+            runs.update((o.rank_slice(t, rank, 8).sample_id // 16).tolist())
+        fetched += len(runs)
+    assert fetched / num_runs < 1.05
+
+
+def test_ten_million_samples_need_no_table_of_samples():
+    o = order([256] * 39063, global_batch=4096, num_streams=512, run_samples=50, window=50)
+    tables = [v for v in vars(o.epoch_order(0)).values() if isinstance(v, np.ndarray)]
+    assert sum(table.nbytes for table in tables) < 8_000_000
+
+
+@pytest.mark.parametrize(("batch", "ranks", "named"), [(100, 8, "96 or 104"), (5, 8, "8"), (7, 3, "6 or 9")])
+def test_unequal_shares_are_refused_with_the_nearest_that_work(batch, ranks, named):
+    with pytest.raises(ConfigError, match=f"take {named}$"):
+        order(global_batch=batch, num_streams=1).rank_slice(0, 0, ranks)
+
+
+def test_streams_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(ConfigError, match="take 32"):
+        OrderSettings(global_batch=96, num_streams=5, run_samples=1, window=1)
+
+
+def test_chosen_settings_for_a_large_split():
+    s = OrderSettings.choose([1000] * 500, 200_000, 192)
+    assert (s.num_streams, s.run_samples) == (64, 50)
+    held = s.num_streams * (s.window + 2 * s.run_samples) * 200_000
+    assert 0.97 * 2**31 < held <= 2**31
+
+
+def test_chosen_runs_shrink_with_a_small_split_and_with_a_small_window():
+    assert OrderSettings.choose([38], 200_000, 16).run_samples == 1
+    small = OrderSettings.choose([4096], 200_000, 16)
+    assert small.run_samples == 16  # 16 streams of 16 runs
+    tight = OrderSettings.choose([100_000], 200_000, 1024, window_gib=1.0)
+    assert tight.num_streams * (tight.window + 2 * tight.run_samples) * 200_000 <= 2**30
+
+
+def test_chosen_streams_divide_any_batch():
+    assert [OrderSettings.choose([10], 1, g).num_streams for g in (1, 6, 400, 4096)] == [1, 2, 16, 512]
