@@ -1,0 +1,343 @@
+"""The settings of a run: one YAML file, dotted overrides with the same keys, every key typed and explained.
+
+The classes that a setting configures own it: `fusmae.FusMAEConfig`'s fields stand under `model`, the others are here.
+An unknown key is refused with the nearest known one, a value that cannot work before anything starts.
+"""
+
+import difflib
+import re
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pipeline.errors import ConfigError
+
+_FORBID: dict[str, Any] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where the samples come from and how they are streamed."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    url: str
+    """Data set made by sharding.build: a folder or s3://..., with manifest.json."""
+    split: str = "train"
+    """Split to train on."""
+    reader: Literal["exact", "webdataset"] = "exact"
+    """exact: the indexed stream. webdataset: the same batches through webdataset alone, slower, to check the first."""
+    threads: int = 2
+    """Reader threads of a rank."""
+    prefetch: int = 3
+    """Batches read ahead."""
+    window_gib: float = 2.0
+    """Shuffle window of a node; larger mixes better, and costs memory when the data is remote."""
+    cache_gib: float = 2.0
+    """Memory of a rank for runs fetched from an object store; unused for local data."""
+    verify_checksums: bool = True
+    """Check the CRC-32C of every payload read."""
+    flips: bool = True
+    """Draw one of the eight flips and turns of the square for each sample, the same for S1 and S2."""
+    upsample: Literal["nearest", "bilinear"] = "nearest"
+    """How 20 m and 60 m bands come to 10 m, on the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """AdamW and its schedule (Fus-MAE section 4.1; open points as in MAE)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    lr: float = 1.5625e-4
+    """Peak learning rate, for the given global batch: it is not scaled behind your back."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from warmup_lr."""
+    warmup_lr: float = 1e-6
+    """Learning rate of the first step of the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    eps: float = 1e-8
+    """AdamW's denominator floor."""
+    weight_decay: float = 0.05
+    """Decay of matrices; biases, norms and single tokens have none."""
+    clip: float = 0.0
+    """Largest norm of the gradient over all ranks; 0 does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How long and in which pieces."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    steps: int
+    """Optimiser steps of the whole run."""
+    global_batch: int = 400
+    """Samples of one step over all ranks and micro-batches (Fus-MAE: 2 x 200)."""
+    micro_batch: int = 0
+    """Samples of one forward pass of a rank; 0 takes global_batch / ranks at once."""
+    seed: int = 0
+    """Seed of initial weights, order, masks and flips."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What runs the steps."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    name: Literal["deepspeed", "ddp"] = "deepspeed"
+    """deepspeed: ZeRO. ddp: plain PyTorch, the reference for numbers and speed."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage: 1 shards the optimiser, 2 gradients too, 3 weights too. 0 shards nothing (fp32 only)."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Number format of weights and activations; optimiser, loss and targets stay fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU when there is one."""
+    deterministic: bool = True
+    """Refuse kernels whose results depend on chance, so that a resumed run equals an uninterrupted one bit for bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """When to save and what to keep."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    every: int = 500
+    """Steps between saves; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints kept; at least 2, so that a damaged one has a predecessor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """What the run says of itself."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    tensorboard: bool = True
+    """Write event files under tensorboard/ too."""
+    trace: bool = False
+    """Write each step's sample keys, a digest of its masks and its exact loss into trace-rankNNNNN.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where the run lives and how many processes it starts when nothing else started them."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    dir: str
+    """Run folder; the same folder again resumes."""
+    num_processes: int = 0
+    """Ranks started on this machine when neither torchrun nor SLURM did; 0: one for each GPU, one without."""
+    threads: int = 0
+    """CPU threads of torch in each rank; 0: the machine's cores divided by its ranks."""
+    timeout_s: float = 600.0
+    """Longest wait for another rank before the job gives up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A whole run. `model` holds the fields of `fusmae.FusMAEConfig`, checked by `model_config`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    data: DataSettings
+    train: TrainSettings
+    run: RunSettings
+    model: dict[str, Any] = field(default_factory=dict)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+
+
+def load_settings(path: str | Path, overrides: list[str]) -> Settings:
+    """The settings in the YAML file at `path`, changed by `key.sub=value` overrides (values are YAML too).
+
+    Raises ConfigError that names the file and the key for whatever cannot be understood or cannot work.
+    """
+    source = Path(path)
+    try:
+        text = source.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the settings {source}: {error.strerror}; give the path of a YAML file"
+        ) from error
+    try:
+        raw = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{source} holds no settings; start with data:, train: and run:, see configs/")
+    for override in overrides:
+        _apply(raw, override)
+    return parse_settings(raw, str(source))
+
+
+def parse_settings(raw: dict[str, Any], name: str) -> Settings:
+    """The settings in `raw`; `name` is what messages call it."""
+    from pydantic import TypeAdapter, ValidationError
+
+    _refuse_unknown(raw, Settings, name, "", _known_keys(Settings))
+    try:
+        settings = TypeAdapter(Settings).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ConfigError(f"{name} lacks the key '{key}'; add it to the file or write {key}=...") from error
+        raise ConfigError(f"{name}: key '{key}' = {first['input']!r}: {first['msg']}") from error
+    _refuse_unworkable(settings, name)
+    return settings
+
+
+def model_config(settings: Settings) -> Any:
+    """The `fusmae.FusMAEConfig` of a run; ConfigError naming the key that cannot work. Imports torch."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from fusmae import FusMAEConfig
+
+    _refuse_unknown(settings.model, FusMAEConfig, "the settings", "model.", _known_keys(FusMAEConfig, "model."))
+    try:
+        return TypeAdapter(FusMAEConfig).validate_python(settings.model)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(["model", *(str(part) for part in first["loc"])])
+        raise ConfigError(f"key '{key}': {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def to_dict(settings: Any) -> Any:
+    """Plain dicts, lists and numbers of any of our settings, as YAML and JSON want them."""
+    if is_dataclass(settings) and not isinstance(settings, type):
+        return {f.name: to_dict(getattr(settings, f.name)) for f in fields(settings)}
+    if isinstance(settings, dict):
+        return {key: to_dict(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [to_dict(value) for value in settings]
+    return settings
+
+
+def lookup(settings: Settings, key: str) -> Any:
+    """The value of a dotted key, such as `run.dir`."""
+    value = to_dict(settings)
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise ConfigError(f"there is no key '{key}'{_nearest(key, _known_keys(Settings))}")
+        value = value[part]
+    return value
+
+
+def dump_settings(settings: Settings) -> str:
+    """The resolved settings as YAML."""
+    return str(yaml.safe_dump(to_dict(settings), sort_keys=False))
+
+
+def with_model(settings: Settings, model: Any) -> Settings:
+    """The settings with every field of the model spelled out, as they go into the run folder."""
+    return replace(settings, model=to_dict(model))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's floats (PyYAML takes `1e-4` for text); a key given twice is an error instead of a silent choice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{override}' is no override; write key.sub=value, such as train.steps=100")
+    target = raw
+    *parents, last = key.split(".")
+    for parent in parents:
+        if target.get(parent) is None:
+            target[parent] = {}
+        target = target[parent]
+        if not isinstance(target, dict):
+            raise ConfigError(f"'{override}': '{parent}' is a value, not a group of keys")
+    try:
+        target[last] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{override}': the value is not YAML") from error
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    candidates = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return next((c for c in candidates if isinstance(c, type) and is_dataclass(c)), None)
+
+
+def _known_keys(cls: type, prefix: str = "") -> list[str]:
+    hints = get_type_hints(cls)
+    keys = []
+    for f in fields(cls):
+        inner = _dataclass_of(hints[f.name])
+        keys += _known_keys(inner, f"{prefix}{f.name}.") if inner else [f"{prefix}{f.name}"]
+    return keys
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    last = key.rsplit(".", 1)[-1]
+    same_name = [k for k in known if k.rsplit(".", 1)[-1] == last]
+    close = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known[:30])}"
+
+
+def _refuse_unknown(raw: Any, cls: type, name: str, prefix: str, known: list[str]) -> None:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: '{prefix.rstrip('.')}' must be a group of keys, not {raw!r}")
+    hints = get_type_hints(cls)
+    names = {f.name for f in fields(cls)}
+    for key, value in raw.items():
+        if key not in names:
+            raise ConfigError(f"{name} has the unknown key '{prefix}{key}'{_nearest(f'{prefix}{key}', known)}")
+        inner = _dataclass_of(hints[key])
+        if inner is not None and value is not None:
+            _refuse_unknown(value, inner, name, f"{prefix}{key}.", known)
+
+
+def _refuse_unworkable(settings: Settings, name: str) -> None:
+    train, engine = settings.train, settings.engine
+    if train.steps < 1:
+        raise ConfigError(f"{name}: train.steps = {train.steps}; a run needs at least 1")
+    if train.global_batch < 1 or train.micro_batch < 0:
+        raise ConfigError(f"{name}: train.global_batch must be at least 1 and train.micro_batch at least 0")
+    if settings.checkpoint.keep < 2 or settings.checkpoint.every < 1:
+        raise ConfigError(f"{name}: checkpoint.keep must be at least 2 and checkpoint.every at least 1")
+    if settings.log.every < 1:
+        raise ConfigError(f"{name}: log.every = {settings.log.every}; write 1 or more")
+    if not 0 <= settings.optim.warmup_steps < train.steps:
+        raise ConfigError(
+            f"{name}: optim.warmup_steps = {settings.optim.warmup_steps} must be below train.steps = {train.steps}"
+        )
+    if engine.name == "deepspeed" and engine.zero_stage == 0 and engine.precision == "bf16":
+        raise ConfigError(
+            f"{name}: engine.zero_stage=0 with bf16 trains differently in DeepSpeed (its Adam starts at step 1); "
+            "write engine.zero_stage=1, or engine.precision=fp32"
+        )
+    if settings.run.num_processes < 0 or settings.run.threads < 0:
+        raise ConfigError(f"{name}: run.num_processes and run.threads must be 0 (choose for me) or more")

@@ -1,0 +1,278 @@
+"""What turns a loss into a step: DeepSpeed ZeRO, or plain DDP as the reference for numbers and speed.
+
+Both keep fp32 master weights and fp32 AdamW moments; with bf16 the model that computes is a bf16 copy. The interface
+is small on purpose: the loop knows no engine.
+"""
+
+import contextlib
+import io
+import warnings
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from pipeline.config import Settings
+from pipeline.errors import CheckpointError
+from pipeline.optimiser import build_adamw
+
+_TAG = "engine"
+
+
+class Engine(ABC):
+    """One model being trained on all ranks."""
+
+    device: Any
+
+    @abstractmethod
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """The model's forward pass on one micro-batch."""
+
+    @abstractmethod
+    def backward(self, loss: Any, is_last: bool) -> None:
+        """Accumulate gradients of one micro-batch's loss; `is_last` of the step."""
+
+    @abstractmethod
+    def step(self, lr: float) -> None:
+        """Apply the accumulated gradients at rate `lr`."""
+
+    @abstractmethod
+    def grad_norm(self) -> float | None:
+        """Norm of the last step's gradient before clipping, None when it is not known. Waits for the device."""
+
+    @property
+    @abstractmethod
+    def skipped_steps(self) -> int:
+        """Steps that were not applied because a gradient was not finite."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of the engine's state. A collective."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Read this rank's part back. A collective."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Any]:
+        """All fp32 weights by name, on the CPU of rank 0 (empty elsewhere). A collective."""
+
+
+def build_engine(model: Any, settings: Settings, device: Any, accumulation: int, universal: bool) -> Engine:
+    """The engine of `settings.engine`; `universal` when it will load a checkpoint of another world size."""
+    if settings.engine.name == "ddp":
+        return DdpEngine(model, settings, device, accumulation)
+    return DeepSpeedEngine(model, settings, device, accumulation, universal)
+
+
+class DeepSpeedEngine(Engine):
+    """ZeRO 0-3 with a client `torch.optim.AdamW`, so that nothing has to be compiled."""
+
+    def __init__(self, model: Any, settings: Settings, device: Any, accumulation: int, universal: bool) -> None:
+        deepspeed = import_deepspeed(device)
+        stage = settings.engine.zero_stage
+        config = {
+            "train_micro_batch_size_per_gpu": 1,  # samples are counted by the stream; only accumulation matters here
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": settings.optim.clip,
+            "bf16": {"enabled": settings.engine.precision == "bf16"},
+            "zero_optimization": {"stage": stage, "overlap_comm": False},
+            "zero_force_ds_cpu_optimizer": False,
+            "communication_data_type": "fp32",
+            "steps_per_print": 10**9,
+            "checkpoint": {"load_universal": universal},
+        }
+        if settings.engine.precision == "bf16" and stage == 1:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+        self.device = device
+        optimiser = build_adamw(model, settings.optim, device)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its memory use, whatever its log level
+            self._engine, *_ = deepspeed.initialize(
+                model=model, model_parameters=model.parameters(), optimizer=optimiser, config=config
+            )
+        self._stage = stage
+
+    @override
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self._engine(*inputs, **named)
+
+    @override
+    def backward(self, loss: Any, is_last: bool) -> None:
+        self._engine.backward(loss)
+        if not is_last:
+            self._engine.step()
+
+    @override
+    def step(self, lr: float) -> None:
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+
+    @override
+    def grad_norm(self) -> float | None:
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    @property
+    @override
+    def skipped_steps(self) -> int:
+        return int(self._engine.skipped_steps)
+
+    @override
+    def save(self, folder: Path) -> None:
+        # The empty entry is what DeepSpeed's converter asks for when the world size changes (stages 1 and 2).
+        from deepspeed.checkpoint.constants import UNIVERSAL_CHECKPOINT_INFO
+
+        self._engine.save_checkpoint(
+            str(folder), tag=_TAG, client_state={UNIVERSAL_CHECKPOINT_INFO: {}}, save_latest=False
+        )
+
+    @override
+    def load(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        if path is None:
+            raise CheckpointError(f"DeepSpeed found no state in {folder / _TAG}; delete this checkpoint's folder")
+
+    @override
+    def weights(self) -> dict[str, Any]:
+        import torch.distributed as dist
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        full = {}
+        for name, parameter in self._engine.module.named_parameters():
+            value = safe_get_full_fp32_param(parameter)
+            value = parameter.detach() if value is None else value.detach()
+            if dist.get_rank() == 0:
+                full[name] = value.float().cpu().clone().contiguous()
+        return full
+
+
+class DdpEngine(Engine):
+    """Plain PyTorch: DistributedDataParallel, fp32 master weights kept by hand, no sharding."""
+
+    def __init__(self, model: Any, settings: Settings, device: Any, accumulation: int) -> None:
+        import torch
+
+        self.device = device
+        self._clip = settings.optim.clip
+        self._accumulation = accumulation
+        self._skipped = 0
+        model = model.to(device)
+        if settings.engine.precision == "bf16":
+            model = model.to(torch.bfloat16)
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        # Masters start from the rounded weights, as in DeepSpeed.
+        self._masters = [torch.nn.Parameter(p.detach().float().clone()) for p in self._parameters]
+        self._optimiser = build_adamw(_Bag(self._masters), settings.optim, device)
+        self._model = torch.nn.parallel.DistributedDataParallel(
+            model, device_ids=[device.index] if device.type == "cuda" else None
+        )
+        self._sums: list[Any] = []
+        self._norm: Any = None
+
+    @override
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self._model(*inputs, **named)
+
+    @override
+    def backward(self, loss: Any, is_last: bool) -> None:
+        # DDP averages after every micro-batch, so that accumulation can be in fp32, as in DeepSpeed.
+        (loss / self._accumulation).backward()
+        grads = [p.grad.float() for p in self._parameters]
+        self._sums = grads if not self._sums else [a + b for a, b in zip(self._sums, grads, strict=True)]
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    @override
+    def step(self, lr: float) -> None:
+        import torch
+
+        for master, grad in zip(self._masters, self._sums, strict=True):
+            master.grad = grad
+        self._sums = []
+        self._norm = torch.nn.utils.get_total_norm([m.grad for m in self._masters if m.grad is not None])
+        if not bool(torch.isfinite(self._norm)):
+            self._skipped += 1
+            return
+        if self._clip:
+            torch.nn.utils.clip_grads_with_norm_(self._masters, self._clip, self._norm)
+        for group in self._optimiser.param_groups:
+            group["lr"] = lr
+        self._optimiser.step()
+        with torch.no_grad():
+            for parameter, master in zip(self._parameters, self._masters, strict=True):
+                parameter.copy_(master)
+
+    @override
+    def grad_norm(self) -> float | None:
+        return None if self._norm is None else float(self._norm)
+
+    @property
+    @override
+    def skipped_steps(self) -> int:
+        return self._skipped
+
+    @override
+    def save(self, folder: Path) -> None:
+        import torch
+        import torch.distributed as dist
+
+        if dist.get_rank() == 0:
+            (folder / _TAG).mkdir(parents=True, exist_ok=True)
+            state = {
+                "masters": [m.detach() for m in self._masters],
+                "optimiser": self._optimiser.state_dict(),
+            }
+            torch.save(state | {"skipped": self._skipped}, folder / _TAG / "ddp.pt")
+
+    @override
+    def load(self, folder: Path) -> None:
+        import torch
+
+        state = torch.load(folder / _TAG / "ddp.pt", map_location=self.device, weights_only=True)
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._skipped = state["skipped"]
+        with torch.no_grad():
+            for parameter, master, saved in zip(self._parameters, self._masters, state["masters"], strict=True):
+                master.copy_(saved)
+                parameter.copy_(saved)
+
+    @override
+    def weights(self) -> dict[str, Any]:
+        import torch.distributed as dist
+
+        if dist.get_rank() != 0:
+            return {}
+        named = [name for name, p in self._model.module.named_parameters() if p.requires_grad]
+        return {name: master.detach().cpu().clone() for name, master in zip(named, self._masters, strict=True)}
+
+
+class _Bag:
+    """Parameters that belong to no module."""
+
+    def __init__(self, parameters: list[Any]) -> None:
+        self._parameters = parameters
+
+    def parameters(self) -> list[Any]:
+        return self._parameters
+
+
+def import_deepspeed(device: Any) -> Any:
+    """DeepSpeed, quiet and without a compiler.
+
+    On the CPU its gloo backend would compile `deepspeed_shm_comm` (33-48 s, and a crash without ninja) for an
+    operation that training never calls.
+    """
+    from pipeline.distributed import use_accelerator
+
+    use_accelerator(device)
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.utils.logger.setLevel("WARNING")
+    # DeepSpeed 0.19.8 calls a collective that torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,83 @@
+"""python -m pipeline.pretrain CONFIG.yaml [key.sub=value ...]: pretrain Fus-MAE; the same command again resumes."""
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+
+from pipeline.command import run_command
+from pipeline.config import Settings, load_settings, lookup, model_config, with_model
+from pipeline.distributed import Ranks, ranks_from, say_lost_ranks
+from pipeline.launch import count_processes, follow_launcher, start_ranks
+from pipeline.run_folder import check_resumable
+from pipeline.stop import StopRequest
+
+_EPILOG = """\
+keys: see configs/*.yaml; a key given here wins over the file. Examples:
+  python -m pipeline.pretrain configs/demo.yaml data.url=dataset run.dir=run
+  torchrun --nproc-per-node 4 -m pipeline.pretrain configs/fusmae_xae_vitb.yaml data.url=s3://bucket/ben run.dir=run
+
+Ctrl-C, SIGTERM and SIGUSR2 save and stop at the end of the step; a second Ctrl-C ends at once. Whatever ended a run,
+the same command goes on from its newest checkpoint. Exit code: 0 done or stopped as asked, 1 failed or interrupted,
+2 wrong usage."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, as the launcher of this machine's ranks or as one of them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.pretrain",
+        description="Pretrain Fus-MAE on a data set made by sharding.build. The same command again resumes.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="CONFIG.yaml", help="settings of the run")
+    parser.add_argument("overrides", metavar="key.sub=value", nargs="*", help="settings that win over the file's")
+    parser.add_argument("--print", dest="key", metavar="KEY", help="print one resolved setting and exit")
+    arguments = parser.parse_args(argv)
+    settings = load_settings(arguments.config, arguments.overrides)
+    if arguments.key:
+        print(lookup(settings, arguments.key))
+        return 0
+    ranks = ranks_from(os.environ)
+    if ranks is None:
+        return _launch(settings, [arguments.config, *arguments.overrides])
+    follow_launcher()
+    return _run_rank(settings, ranks)
+
+
+def _launch(settings: Settings, arguments: list[str]) -> int:
+    from pipeline.order import check_world_size
+    from pipeline.session import micro_batches
+    from sharding.store import read_manifest
+
+    # Refuse here what cannot work: once, before a process is started or a folder made.
+    check_resumable(with_model(settings, model_config(settings)))
+    read_manifest(settings.data.url).shards_of(settings.data.split)
+    num_processes = count_processes(settings.run.num_processes)
+    check_world_size(settings.train.global_batch, 0, num_processes)
+    micro_batches(settings, num_processes)
+    threads = settings.run.threads or max(1, len(os.sched_getaffinity(0)) // num_processes)
+    overrides = [f"run.num_processes={num_processes}", f"run.threads={threads}"]
+    return start_ranks("pipeline.pretrain", arguments + overrides, num_processes)
+
+
+def _run_rank(settings: Settings, ranks: Ranks) -> int:
+    stop = StopRequest()
+    stop.listen()
+    if not settings.run.threads:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        threads = max(1, len(os.sched_getaffinity(0)) // local)
+        settings = replace(settings, run=replace(settings.run, threads=threads))
+    from pipeline.loop import train
+
+    with say_lost_ranks(ranks.rank):
+        outcome = train(settings, ranks, stop)
+    if outcome == "interrupted":
+        if ranks.is_first:
+            print("error: interrupted; the run is saved, the same command goes on", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,132 @@
+"""The folder of a run: one owner at a time, one set of settings, and a record of what it ran on."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.config import Settings, dump_settings, load_settings, to_dict
+from pipeline.errors import ConfigError, StorageError
+from pipeline.metrics import write_whole
+
+CONFIG_NAME = "config.yaml"
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "xformers",
+    "webdataset",
+    "zarr",
+    "numcodecs",
+    "numpy",
+    "fsspec",
+    "s3fs",
+    "submitit",
+)
+
+FIXED_KEYS = (
+    "model",
+    "data.split",
+    "data.flips",
+    "data.upsample",
+    "data.window_gib",
+    "train.global_batch",
+    "train.seed",
+    "engine.name",
+    "engine.zero_stage",
+    "engine.precision",
+)
+"""What a resumed run must share with its beginning. The rest may change, and is said when it does."""
+
+
+def check_resumable(settings: Settings) -> list[str]:
+    """Keys that differ from those of the run begun in `run.dir`; ConfigError when a fixed one is among them."""
+    run_dir = Path(settings.run.dir)
+    if "://" in settings.run.dir:
+        raise ConfigError(f"run.dir={settings.run.dir} must be a folder of a (shared) file system, not a URL")
+    if not (run_dir / CONFIG_NAME).exists():
+        if (run_dir / "checkpoints").exists():
+            raise ConfigError(f"{run_dir} has checkpoints but no {CONFIG_NAME}; restore it or choose another run.dir")
+        return []
+    begun = flatten(to_dict(load_settings(run_dir / CONFIG_NAME, [])))
+    now = flatten(to_dict(settings))
+    changed = sorted(key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key))
+    fixed = [key for key in changed if any(key == f or key.startswith(f"{f}.") for f in FIXED_KEYS)]
+    if fixed:
+        listed = ", ".join(f"{key} ({begun.get(key)!r} there, {now.get(key)!r} now)" for key in fixed[:5])
+        raise ConfigError(f"{run_dir} holds a run of another kind: {listed}; set them back or choose another run.dir")
+    return changed
+
+
+def own(run_dir: Path) -> IO[str]:
+    """Make the folder and lock it for this process's life; StorageError when another process trains in it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = (run_dir / "lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        owner = lock.read().strip() or "another process"
+        lock.close()
+        raise StorageError(f"{run_dir} is in use by {owner}; end it first or choose another run.dir") from error
+    lock.truncate(0)
+    lock.write(f"the process with rank 0 on {platform.node()}\n")
+    lock.flush()
+    return lock
+
+
+def record(settings: Settings, fingerprint: str, about: dict[str, Any]) -> None:
+    """Write the resolved settings and what they run on, before the first step."""
+    run_dir = Path(settings.run.dir)
+    write_whole(run_dir / CONFIG_NAME, dump_settings(settings))
+    environment = {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git": _git_commit(),
+        "data_fingerprint": fingerprint,
+    } | about
+    write_whole(run_dir / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+
+def say_outcome(run_dir: Path, outcome: str, step: int | None) -> None:
+    """Leave word for whoever started the run: done, saved, failed or fatal (not worth another try).
+
+    The attempt tells a job's word from the word that an earlier one left in the same folder.
+    """
+    attempt = f"{os.environ.get('SLURM_JOB_ID', 'local')}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    word = {"outcome": outcome, "step": step, "attempt": attempt}
+    write_whole(run_dir / "outcome.json", json.dumps(word) + "\n")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one dict of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() if found.returncode == 0 else None

@@ -1,0 +1,282 @@
+"""Everything that a training loop needs, opened in the right order and resumed from the newest good checkpoint."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import checkpoint, run_folder, universal
+from pipeline.config import Settings, model_config, with_model
+from pipeline.distributed import Ranks, all_agree, choose_device, join, leave
+from pipeline.engine import Engine, build_engine, import_deepspeed
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.metrics import RunLog
+from pipeline.progress import Progress
+from pipeline.stop import StopRequest
+from pipeline.stream import ExactStream, Stream, StreamConfig
+
+
+@dataclass
+class TrainState:
+    """All that must survive a kill, beside the engine's weights and each rank's random number generators."""
+
+    step: int
+    """Optimiser steps done."""
+    stream: dict[str, Any]
+    """Position in the data, the same on every rank (`Stream.state_dict`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """One process's share of a run."""
+
+    settings: Settings
+    ranks: Ranks
+    group: Any
+    """CPU-side process group for flags and objects."""
+    stream: ExactStream
+    prepare: Callable[[Any], tuple[Any, Any, Any]]
+    """A micro-batch to images, valid bands and the samples' random draws, on the device."""
+    engine: Engine
+    accumulation: int
+    """Micro-batches of a step."""
+    state: TrainState
+    """Where to start."""
+    log: RunLog
+    progress: Progress
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the run's checkpoints."""
+        return Path(self.settings.run.dir) / "checkpoints"
+
+
+@contextlib.contextmanager
+def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterator[Session]:
+    """Open the run of `settings` on this rank; a collective. Closes everything, in reverse, at the end."""
+    with contextlib.ExitStack() as stack:
+        config = model_config(settings)
+        settings = with_model(settings, config)
+        device = choose_device(settings.engine.device, ranks.local_rank)
+        _prepare_torch(settings, device)
+        group = join(device, settings.run.timeout_s)
+        stack.callback(leave)
+        stop.connect(group)
+        stack.callback(stop.finish)
+
+        run_dir = Path(settings.run.dir)
+        changed = run_folder.check_resumable(settings)
+        if ranks.is_first:
+            stack.callback(run_folder.own(run_dir).close)
+            stack.push(_say_failure(run_dir))
+        all_agree(True, group)  # nobody reads the folder before rank 0 owns it
+
+        stream = _open_stream(settings, ranks)
+        stack.callback(stream.close)
+        accumulation = micro_batches(settings, ranks.world_size)
+        model, flops = _build_model(config, settings, device)
+        prepare = _preparation(settings, config, stream.manifest, device)
+        if ranks.is_first:
+            about = {"world_size": ranks.world_size, "device": _device_name(device)}
+            about |= {
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "train_flops_per_sample": flops,
+            }
+            run_folder.record(settings, stream.manifest.fingerprint, about)
+
+        found = checkpoint.find(run_dir / "checkpoints", group)
+        if found is not None:
+            _check_same_run(found, describe(settings, stream))
+        engine = _build_and_load(model, settings, device, accumulation, found, ranks, group)
+        state = TrainState(step=0, stream=stream.state_dict())
+        if found is not None:
+            state = TrainState(**found.state)
+            stream.load_state_dict(state.stream)
+
+        log = RunLog(run_dir, ranks.rank, state.step, settings.log.trace, settings.log.tensorboard)
+        stack.callback(log.close)
+        progress = Progress(settings, ranks, device, flops, group, log)
+        _say_start(log, progress, found, state, changed, ranks)
+        yield Session(
+            settings=settings,
+            ranks=ranks,
+            group=group,
+            stream=stream,
+            prepare=prepare,
+            engine=engine,
+            accumulation=accumulation,
+            state=state,
+            log=log,
+            progress=progress,
+        )
+
+
+def describe(settings: Settings, stream: ExactStream) -> dict[str, Any]:
+    """What a checkpoint's manifest says of its run."""
+    return {
+        "engine": settings.engine.name,
+        "zero_stage": settings.engine.zero_stage,
+        "precision": settings.engine.precision,
+        "model": settings.model,
+        "data_fingerprint": stream.manifest.fingerprint,
+    }
+
+
+def _check_same_run(found: checkpoint.Found, about: dict[str, Any]) -> None:
+    """CheckpointError when the checkpoint is of another model, engine or data set; the world size may differ."""
+    there = run_folder.flatten(checkpoint.read_manifest(found.path))
+    now = run_folder.flatten(about)
+    differing = [f"{key} ({there.get(key)!r} there, {now[key]!r} now)" for key in now if there.get(key) != now[key]]
+    if differing:
+        raise CheckpointError(
+            f"{found.path} is of another run: {', '.join(differing[:5])}; choose another run.dir or remove it"
+        )
+
+
+def _say_failure(run_dir: Path) -> Callable[..., bool]:
+    """On leaving with an error, leave word in the run folder whether another try is worthwhile."""
+
+    def leave_word(_kind: Any, error: BaseException | None, _trace: Any) -> bool:
+        if error is not None:
+            run_folder.say_outcome(run_dir, "fatal" if isinstance(error, ConfigError) else "failed", None)
+        return False
+
+    return leave_word
+
+
+def micro_batches(settings: Settings, world_size: int) -> int:
+    """Micro-batches of a step on each rank; ConfigError with sizes that work when they do not come out even."""
+    own = settings.train.global_batch // world_size
+    micro = settings.train.micro_batch or own
+    if own % micro:
+        works = [size for size in range(1, own + 1) if own % size == 0]
+        nearest = sorted(sorted(works, key=lambda size: abs(size - micro))[:2])
+        raise ConfigError(
+            f"train.micro_batch={micro} does not divide a rank's {own} samples of train.global_batch="
+            f"{settings.train.global_batch} on {world_size} ranks; write {' or '.join(map(str, nearest))}"
+        )
+    return own // micro
+
+
+def _prepare_torch(settings: Settings, device: Any) -> None:
+    import torch
+
+    if settings.run.threads:
+        torch.set_num_threads(settings.run.threads)
+    torch.manual_seed(settings.train.seed)
+    if settings.engine.deterministic:
+        # Warn only: xformers' backward on CUDA has no deterministic version in every shape.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _open_stream(settings: Settings, ranks: Ranks) -> ExactStream:
+    data = settings.data
+    config = StreamConfig(
+        url=data.url,
+        split=data.split,
+        global_batch=settings.train.global_batch,
+        seed=settings.train.seed,
+        threads=data.threads,
+        slots=data.prefetch,
+        window_gib=data.window_gib,
+        cache_gib=data.cache_gib,
+        verify_checksums=data.verify_checksums,
+    )
+    if data.reader == "webdataset":
+        from pipeline.webdataset_reader import WebDatasetStream
+
+        return WebDatasetStream(config, ranks.rank, ranks.world_size)
+    return Stream(config, ranks.rank, ranks.world_size)
+
+
+def _build_model(config: Any, settings: Settings, device: Any) -> tuple[Any, int]:
+    import torch
+
+    from fusmae import FusMAE
+
+    torch.manual_seed(settings.train.seed)
+    model = FusMAE(config).to(device)
+    return model, model.train_flops()
+
+
+def _preparation(settings: Settings, config: Any, manifest: Any, device: Any) -> Callable[[Any], tuple[Any, Any, Any]]:
+    from fusmae.random import CounterRandom
+    from pipeline.transform import ImageTransform
+
+    transform = ImageTransform(
+        manifest,
+        [(modality.name, modality.bands) for modality in config.modalities],
+        config.image_size,
+        flips=settings.data.flips,
+        upsample=settings.data.upsample,
+    )
+
+    def prepare(batch: Any) -> tuple[Any, Any, Any]:
+        moved = batch.to(device, non_blocking=True)
+        draws = CounterRandom(settings.train.seed, moved.epoch, moved.position)
+        images, valid = transform(moved, draws)
+        return images, valid, draws
+
+    return prepare
+
+
+def _build_and_load(
+    model: Any,
+    settings: Settings,
+    device: Any,
+    accumulation: int,
+    found: checkpoint.Found | None,
+    ranks: Ranks,
+    group: Any,
+) -> Engine:
+    is_deepspeed = settings.engine.name == "deepspeed"
+    if is_deepspeed:
+        import_deepspeed(device)
+    if found is None:
+        return build_engine(model, settings, device, accumulation, universal=False)
+    if not is_deepspeed or found.world_size == ranks.world_size:
+        engine = build_engine(model, settings, device, accumulation, universal=False)
+        checkpoint.load(found, engine)
+        return engine
+    if ranks.is_first:
+        universal.convert(found)
+    all_agree(True, group)
+    engine = build_engine(model, settings, device, accumulation, universal=True)
+    checkpoint.load(universal.converted(found), engine)
+    all_agree(True, group)
+    if ranks.is_first:
+        universal.forget(found)
+    return engine
+
+
+def _device_name(device: Any) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _say_start(
+    log: RunLog,
+    progress: Progress,
+    found: checkpoint.Found | None,
+    state: TrainState,
+    changed: list[str],
+    ranks: Ranks,
+) -> None:
+    if found is None:
+        log.event("start", 0, world_size=ranks.world_size)
+        progress.say(f"start of a new run on {ranks.world_size} ranks")
+        return
+    for problem in found.rejected:
+        progress.say(f"warning: checkpoint passed over: {problem}")
+    if changed:
+        progress.say(f"settings changed since the run began: {', '.join(changed)}")
+    details = {"rejected": list(found.rejected), "changed": changed}
+    log.event("resume", state.step, from_step=state.step, world_size=ranks.world_size, **details)
+    progress.say(
+        f"resumed at step {state.step} from {found.path}"
+        + (f", saved by {found.world_size} ranks" if found.world_size != ranks.world_size else "")
+    )

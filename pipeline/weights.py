@@ -1,0 +1,60 @@
+"""Trained weights for everything that comes after training: no engine, no process group needed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.checkpoint import WEIGHTS_NAME, committed, defect, read_manifest
+from pipeline.config import Settings, load_settings, model_config
+from pipeline.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model in evaluation mode, and the run it comes from."""
+
+    model: Any
+    """`fusmae.FusMAE`, fp32."""
+    settings: Settings
+    step: int
+    path: Path
+    """The checkpoint's folder."""
+    run_dir: Path
+
+
+def find_checkpoint(run_dir_or_checkpoint: str) -> Path:
+    """The given checkpoint, or the newest whole one of a run; CheckpointError says which were damaged."""
+    given = Path(run_dir_or_checkpoint)
+    if not given.is_dir():
+        raise CheckpointError(f"there is no folder {given}; give a run folder or one of its checkpoints/step-*")
+    candidates = [given] if (given / WEIGHTS_NAME).exists() else committed(given / "checkpoints")
+    if not candidates:
+        raise CheckpointError(f"{given} holds no checkpoint; train with python -m pipeline.pretrain run.dir={given}")
+    problems: list[str] = []
+    for path in candidates:
+        problem = defect(path)
+        if problem is None:
+            for said in problems:
+                print(f"warning: {said}; using {path}")
+            return path
+        problems.append(problem)
+    raise CheckpointError(f"no checkpoint of {given} is whole: {problems[0]}")
+
+
+def load_model(run_dir_or_checkpoint: str, device: Any = "cpu") -> LoadedModel:
+    """The fp32 model of a run's newest whole checkpoint, or of the given one. Raises CheckpointError."""
+    from safetensors.torch import load_file
+
+    from fusmae import FusMAE
+
+    path = find_checkpoint(run_dir_or_checkpoint)
+    run_dir = path.parent.parent
+    settings = load_settings(run_dir / "config.yaml", [])
+    model = FusMAE(model_config(settings))
+    try:
+        model.load_state_dict(load_file(path / WEIGHTS_NAME))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is not of the model in {run_dir / 'config.yaml'}: {reason}") from error
+    model.to(device).eval()
+    return LoadedModel(model=model, settings=settings, step=read_manifest(path)["step"], path=path, run_dir=run_dir)

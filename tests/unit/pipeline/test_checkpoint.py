@@ -1,0 +1,184 @@
+"""A checkpoint appears whole or not at all, and nothing damaged is ever loaded."""
+
+import json
+import random
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from pipeline import checkpoint
+from pipeline.engine import Engine
+from pipeline.errors import CheckpointError
+
+
+class SmallEngine(Engine):
+    """An engine that is one tensor."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, size: int = 1000) -> None:
+        self.value = torch.arange(size, dtype=torch.float32)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        raise AssertionError("not trained here")
+
+    def backward(self, loss: Any, is_last: bool) -> None:
+        raise AssertionError("not trained here")
+
+    def step(self, lr: float) -> None:
+        self.value = self.value + lr
+
+    def grad_norm(self) -> float | None:
+        return None
+
+    @property
+    def skipped_steps(self) -> int:
+        return 0
+
+    def save(self, folder: Path) -> None:
+        (folder / "engine").mkdir()
+        torch.save(self.value, folder / "engine" / "value.pt")
+
+    def load(self, folder: Path) -> None:
+        self.value = torch.load(folder / "engine" / "value.pt", weights_only=True)
+
+    def weights(self) -> dict[str, Any]:
+        return {"value": self.value.clone()}
+
+
+@pytest.fixture
+def group() -> Iterator[Any]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, group: Any) -> Path:
+    """Checkpoints of steps 1 and 2; the value of step 2 is 2 more than at the start."""
+    folder = tmp_path / "checkpoints"
+    engine = SmallEngine()
+    for step in (1, 2):
+        engine.step(1.0)
+        checkpoint.save(folder, step, engine, {"step": step}, {"model": {}}, group)
+    return folder
+
+
+def _found(folder: Path, group: Any) -> tuple[checkpoint.Found, torch.Tensor]:
+    found, engine = checkpoint.find(folder, group), SmallEngine()
+    assert found is not None
+    checkpoint.load(found, engine)
+    return found, engine.value
+
+
+def test_newest_is_found_and_holds_what_was_saved(folder: Path, group: Any) -> None:
+    found, value = _found(folder, group)
+    assert (found.step, found.state, found.world_size, found.rejected) == (2, {"step": 2}, 1, ())
+    assert torch.equal(value, torch.arange(1000, dtype=torch.float32) + 2)
+
+
+def test_fresh_run_has_none(tmp_path: Path, group: Any) -> None:
+    assert checkpoint.find(tmp_path / "checkpoints", group) is None
+
+
+def test_random_numbers_continue(tmp_path: Path, group: Any) -> None:
+    checkpoint.save(tmp_path / "c", 1, SmallEngine(), {}, {"model": {}}, group)
+    expected = random.random(), np.random.rand(), torch.rand(3)
+    assert random.random() != expected[0]
+    _found(tmp_path / "c", group)
+    again = random.random(), np.random.rand(), torch.rand(3)
+    assert again[:2] == expected[:2] and torch.equal(again[2], expected[2])
+
+
+FILES = ["engine/value.pt", "model.safetensors", "state.json", "rank00000.pt"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_flipped_bit_anywhere_falls_back_and_says_so(folder: Path, group: Any, name: str) -> None:
+    file = folder / "step-00000002" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(bytes(content))
+    found, value = _found(folder, group)
+    assert found.step == 1 and value[0] == 1
+    assert found.rejected == (f"{file} is damaged: its CRC-32C does not match",)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_cut_or_missing_file_falls_back(folder: Path, group: Any, name: str) -> None:
+    file = folder / "step-00000002" / name
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    found, _ = _found(folder, group)
+    assert found.step == 1 and f"{len(whole) - 1} bytes instead of {len(whole)}" in found.rejected[0]
+    file.unlink()
+    found, _ = _found(folder, group)
+    assert found.step == 1 and "is missing" in found.rejected[0]
+
+
+def test_folder_without_manifest_does_not_exist(folder: Path, group: Any) -> None:
+    (folder / "step-00000002" / "manifest.json").unlink()
+    assert _found(folder, group)[0].step == 1
+
+
+def test_cut_manifest_falls_back(folder: Path, group: Any) -> None:
+    manifest = folder / "step-00000002" / "manifest.json"
+    manifest.write_text(manifest.read_text()[:50])
+    found, _ = _found(folder, group)
+    assert found.step == 1 and "manifest.json" in found.rejected[0]
+
+
+def test_run_whose_checkpoints_are_all_damaged_does_not_start_anew(folder: Path, group: Any) -> None:
+    for path in checkpoint.committed(folder):
+        (path / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints .* is whole"):
+        checkpoint.find(folder, group)
+
+
+def test_leftover_of_a_killed_save_is_ignored_and_removed(folder: Path, group: Any) -> None:
+    leftover = folder / ".tmp-00000003"
+    leftover.mkdir()
+    (leftover / "half").write_text("x")
+    assert _found(folder, group)[0].step == 2
+    checkpoint.save(folder, 4, SmallEngine(), {}, {"model": {}}, group)
+    assert not leftover.exists()
+
+
+def test_damaged_step_is_replaced_when_it_is_saved_again(folder: Path, group: Any) -> None:
+    (folder / "step-00000002" / "state.json").write_text("{}")
+    checkpoint.save(folder, 2, SmallEngine(), {"step": 2}, {"model": {}}, group)
+    found, value = _found(folder, group)
+    assert found.step == 2 and value[0] == 0
+
+
+def test_oldest_are_deleted_beyond_what_is_kept(folder: Path, group: Any) -> None:
+    checkpoint.save(folder, 3, SmallEngine(), {}, {"model": {}}, group)
+    checkpoint.retain(folder, 2)
+    assert [path.name for path in checkpoint.committed(folder)] == ["step-00000003", "step-00000002"]
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_disk_that_fills_up_leaves_the_previous_and_names_the_place(folder: Path, group: Any) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step 3 could not be written to .*checkpoints .*MiB free"):
+            checkpoint.save(folder, 3, SmallEngine(100_000), {}, {"model": {}}, group)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert [path.name for path in sorted(folder.iterdir())] == ["step-00000001", "step-00000002"]
+    assert _found(folder, group)[0].step == 2
+
+
+def test_manifest_names_every_file(folder: Path) -> None:
+    path = folder / "step-00000002"
+    manifest = json.loads((path / "manifest.json").read_text())
+    there = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert set(manifest["files"]) == there == set(FILES)
+    assert checkpoint.defect(path) is None
