@@ -1,0 +1,1 @@
+"""Getting a training run onto a cluster and keeping it there. Knows no tensor."""

@@ -1,0 +1,142 @@
+# shellcheck shell=bash
+# One attempt of a training job on SLURM: how it is recorded, how it meets, how it ends.
+# Sourced by slurm/pretrain.sh and by the batch files that slurm.submit writes; defines functions only.
+#
+#   attempt_begin RUN_DIR MAX_RESTARTS   record the attempt, export MASTER_ADDR and MASTER_PORT
+#   attempt_end RC                       after srun, with its exit code: requeue or exit
+#
+# In RUN_DIR: attempts/JOB-RESTART.tsv, one file an attempt, written when it begins ("interrupted") and again
+# when it ends, so that a kill at any moment leaves a true record; attempts.tsv is all of them, in order.
+# The trainer says how it ended in outcome.json, {"outcome": "done|saved|failed|fatal", "step": N, "attempt":
+# "JOB.RESTART"}; srun's exit code does not tell: it is the highest of all ranks, and that of a rank which srun
+# ended (143) hides the one that mattered.
+
+MAX_STUCK_ATTEMPTS=3
+
+say() { echo "$(date +%FT%T) [$attempt] $*"; }
+
+attempt_begin() {
+    run_dir=$1
+    max_restarts=$2
+    restarts=${SLURM_RESTART_COUNT:-0}
+    attempt=$SLURM_JOB_ID.$restarts
+    began=$(date +%FT%T)
+    mkdir -p "$run_dir/attempts" || exit 1
+    first_step=$(newest_step)
+    attempt_record interrupted
+
+    MASTER_ADDR=$(first_host)
+    # Below the kernel's ephemeral ports; another one for each restart, as the last one may still be held.
+    MASTER_PORT=$((15000 + (SLURM_JOB_ID * 7 + restarts) % 15000))
+    OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
+    say "start on ${SLURM_JOB_NODELIST:-this node} at step $first_step, rendezvous at $MASTER_ADDR:$MASTER_PORT"
+}
+
+# Where rank 0 runs: by name, or by address when the name does not resolve.
+first_host() {
+    local host
+    host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+    if ! getent hosts "$host" >/dev/null; then
+        host=$(scontrol show node "$host" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p' | head -n 1)
+    fi
+    echo "${host:-127.0.0.1}"
+}
+
+# The last step that the run folder knows of: of its checkpoints (a folder bears its name once it is whole) and
+# of its metrics (for checkpoints on an object store).
+newest_step() {
+    local newest=0 path step
+    for path in "$run_dir"/checkpoints/step-*; do
+        step=${path##*/step-}
+        [[ $step =~ ^[0-9]+$ ]] && ((10#$step > newest)) && newest=$((10#$step))
+    done
+    if [ -f "$run_dir/metrics.jsonl" ]; then
+        while read -r step; do
+            ((step > newest)) && newest=$step
+        done < <(tail -n 2 "$run_dir/metrics.jsonl" | sed -n 's/.*"step": *\([0-9][0-9]*\).*/\1/p')
+    fi
+    echo "$newest"
+}
+
+# Columns: job, restart, nodes, began, ended, first step, last step, end.
+attempt_record() {
+    local file=$run_dir/attempts/$SLURM_JOB_ID-$restarts.tsv ended=-
+    [ "$1" = interrupted ] || ended=$(date +%FT%T)
+    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$SLURM_JOB_ID" "$restarts" "${SLURM_JOB_NODELIST:--}" "$began" \
+        "$ended" "$first_step" "$(newest_step)" "$1" >"$file.tmp" && mv "$file.tmp" "$file"
+    cat "$run_dir"/attempts/*.tsv | sort -t $'\t' -k 1,1n -k 2,2n >"$run_dir/.attempts.$attempt" &&
+        mv "$run_dir/.attempts.$attempt" "$run_dir/attempts.tsv"
+}
+
+# How many attempts of this job in a row, this one included, ended without a step forward and without a save.
+stuck_attempts() {
+    cat "$run_dir/attempts/$SLURM_JOB_ID"-*.tsv | sort -t $'\t' -k 2,2n |
+        awk -F '\t' '{ stuck = ($8 != "saved" && $7 <= $6) ? stuck + 1 : 0 } END { print stuck + 0 }'
+}
+
+# outcome_field outcome|step|attempt: a value of outcome.json, nothing when there is none.
+outcome_field() {
+    sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\).*/\1/p' "$run_dir/outcome.json" 2>/dev/null | head -n 1
+}
+
+# State and reason, as in "RUNNING None". A job that is being ended says COMPLETING, whether it was cancelled,
+# preempted or ran out of time; only the last has a reason, TimeLimit.
+job_state() {
+    scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null |
+        sed -n 's/.*JobState=\([A-Z_]*\) Reason=\([^ ]*\).*/\1 \2/p'
+}
+
+attempt_end() {
+    local rc=$1 outcome="" step=""
+    # An outcome of an earlier attempt, or of one that lives on behind a cut network, is not ours.
+    if [ "$(outcome_field attempt)" = "$attempt" ]; then
+        outcome=$(outcome_field outcome)
+        step=$(outcome_field step)
+    fi
+    say "srun ended with $rc, the trainer said '${outcome:-nothing}'${step:+ at step $step}"
+    case ${outcome:-none-$rc} in
+        "done") attempt_stop 0 "done" "finished" ;;
+        saved) attempt_again saved ;;
+        fatal | none-2) attempt_stop 2 fatal "the command or its settings cannot work; not tried again" ;;
+        none-0) attempt_stop 1 unknown "the ranks ended well but left no outcome in $run_dir; not tried again" ;;
+        *) attempt_again failed ;;
+    esac
+}
+
+# attempt_stop RC END SENTENCE: the job ends here.
+attempt_stop() {
+    attempt_record "$2"
+    say "$3"
+    exit "$1"
+}
+
+# attempt_again END: put the job back into the queue, unless that cannot help or is not wanted.
+attempt_again() {
+    local end=$1 state
+    attempt_record "$end"
+    state=$(job_state)
+    case $state in
+        "COMPLETING TimeLimit") ;; # late, but it may still go back
+        COMPLETING* | CANCELLED*)
+            attempt_stop 1 "$end" "the job was ended from outside, and goes back into the queue only if SLURM says so"
+            ;;
+    esac
+    if [ "$end" != saved ] && [ "$(stuck_attempts)" -ge "$MAX_STUCK_ATTEMPTS" ]; then
+        attempt_stop 1 "$end" "no step forward in $MAX_STUCK_ATTEMPTS attempts; mend the cause, then submit again"
+    fi
+    if [ "$restarts" -ge "$max_restarts" ]; then
+        attempt_stop 1 "$end" "restarted $restarts times, which is the limit; submit the same command to go on"
+    fi
+    case $state in
+        PENDING*)
+            say "$end; SLURM has put the job back into the queue"
+            exit 0
+            ;;
+    esac
+    say "$end; back into the queue"
+    trap '' TERM USR1 # a requeue ends this script with a signal
+    scontrol requeue "$SLURM_JOB_ID" && exit 0
+    say "the requeue was refused; submit the same command to go on"
+    exit 1
+}

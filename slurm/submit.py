@@ -1,0 +1,205 @@
+"""Starts a training run, on a cluster or on this machine, through submitit."""
+
+import argparse
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.core import Job
+
+from pipeline.command import run_command
+from pipeline.errors import ConfigError, DataError
+from slurm.allocation import HANDED_THROUGH, Allocation, allocation
+from slurm.task import Rank
+from slurm.watch import verdict
+
+CLUSTER_HELP = "slurm (default); local: processes on this machine; debug: one rank in this process"
+RESTARTS_HELP = "how often the job may go back into the queue (default 20)"
+ROOT = Path(__file__).resolve().parents[1]
+WARNING_S = 120
+"""How long before the time limit the ranks are asked to save; SLURM may ask up to a minute earlier."""
+WARNING_SHARE = 4
+"""The warning takes at most this part of a short limit, else a job would be stopped as it starts."""
+
+
+class OfflineSlurmExecutor(submitit.SlurmExecutor):
+    """Renders a batch file where SLURM is not installed."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """As if srun were on PATH."""
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m slurm.submit", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("config", metavar="CONFIG.yaml", help="settings of the run, as for pipeline.pretrain")
+    add("overrides", metavar="key.sub=value", nargs="*", help="settings that go before those of the file")
+    add("--cluster", choices=("slurm", "local", "debug"), default="slurm", help=CLUSTER_HELP)
+    add("--nodes", type=int, default=1, metavar="N", help="default 1")
+    add("--gpus-per-node", type=int, required=True, metavar="G", help="one rank a GPU; 0 to run on CPUs")
+    add("--ranks-per-node", type=int, metavar="R", help="default: one a GPU; 1 when there is none")
+    add("--cpus-per-gpu", type=int, metavar="C", help="CPUs of each rank")
+    add("--time", default="1-00:00:00", metavar="T", help="limit, as sbatch takes it (default: a day)")
+    for option in HANDED_THROUGH:
+        add(f"--{option}", metavar=option.upper(), help="as sbatch takes it")
+    add("--job-name", metavar="NAME", help="default: fusmae-CONFIG")
+    add("--max-restarts", type=int, default=20, metavar="N", help=RESTARTS_HELP)
+    add("--logs", type=Path, metavar="DIR", help="default: RUN_DIR/submitit")
+    add("--dry-run", action="store_true", help="print what would be submitted, write nothing")
+    add("--wait", action="store_true", help="wait for the end; fails when the run fails")
+    return parser
+
+
+def resolved_run_dir(argv: list[str]) -> Path:
+    """The run folder, as the trainer resolves the settings; so settings that cannot work are refused here.
+
+    Raises:
+        ConfigError: the trainer refuses the settings, or the run folder is no folder.
+        DataError: the trainer could not say.
+    """
+    command = [sys.executable, "-m", "pipeline.pretrain", *argv, "--print", "run.dir"]
+    environ = {**os.environ, "PYTHONPATH": python_path()}
+    said = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    if said.returncode != 0:
+        reason = said.stderr.strip().splitlines() or ["no reason given"]
+        error = ConfigError if said.returncode == 2 else DataError
+        raise error(reason[-1].removeprefix("error: "))
+    run_dir = said.stdout.strip().splitlines()[-1]
+    if "://" in run_dir:
+        raise ConfigError(f"run.dir is {run_dir}; on a cluster it must be a folder that all nodes share")
+    return Path(run_dir).absolute()
+
+
+def python_path() -> str:
+    """PYTHONPATH with this repository in front."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def warning_s(wanted: Allocation) -> int:
+    """How long before the time limit the ranks are asked to save."""
+    return min(WARNING_S, wanted.time_min * 60 // WARNING_SHARE)
+
+
+def slurm_executor(logs: Path, run_dir: Path, wanted: Allocation, *, offline: bool) -> submitit.SlurmExecutor:
+    """An executor whose batch file records, meets and requeues as slurm/pretrain.sh does.
+
+    submitit's own signal goes to the ranks, not to the batch script: SIGUSR2, which the trainer takes as
+    "save and stop".
+    """
+    executor = (OfflineSlurmExecutor if offline else submitit.SlurmExecutor)(logs / "%j")
+    root, run = shlex.quote(str(ROOT)), shlex.quote(str(run_dir))
+    srun_args = ["--kill-on-bad-exit=1"]
+    additional: dict[str, Any] = {"requeue": True, **wanted.options}
+    parameters: dict[str, Any] = {}
+    if wanted.gpus_per_node:
+        parameters["gpus_per_node"] = wanted.gpus_per_node
+    if wanted.cpus_per_rank:
+        parameters["cpus_per_task"] = wanted.cpus_per_rank
+        srun_args.append(f"--cpus-per-task={wanted.cpus_per_rank}")  # a step does not always inherit it
+    executor.update_parameters(
+        job_name=wanted.job_name,
+        nodes=wanted.nodes,
+        ntasks_per_node=wanted.ranks_per_node,
+        time=wanted.time_min,
+        signal_delay_s=warning_s(wanted),
+        srun_args=srun_args,
+        additional_parameters=additional,
+        setup=[
+            f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"source {root}/slurm/attempt.sh",
+            f"attempt_begin {run} {wanted.max_restarts}",
+            "trap : TERM  # to outlive srun, and say how the attempt ended",
+        ],
+        teardown=["attempt_end $?"],
+        **parameters,
+    )
+    return executor
+
+
+def batch_file(logs: Path, run_dir: Path, wanted: Allocation) -> str:
+    """The text that sbatch would be given."""
+    executor = slurm_executor(logs, run_dir, wanted, offline=True)
+    return executor._make_submission_file_text(executor._submitit_command_str, uid="")
+
+
+def submit_slurm(rank: Rank, logs: Path, run_dir: Path, wanted: Allocation) -> Job[None]:
+    """Submit with sbatch."""
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise ConfigError("sbatch or srun not found; submit from a login node, or give --cluster local or --dry-run")
+    executor = slurm_executor(logs, run_dir, wanted, offline=False)
+    try:
+        return executor.submit(rank)
+    except submitit.core.utils.FailedJobError as refusal:
+        raise ConfigError(f"sbatch refused the job: {' '.join(str(refusal).split())}") from None
+
+
+def submit_local(rank: Rank, logs: Path, wanted: Allocation) -> Job[None]:
+    """Start the ranks on this machine."""
+    os.environ["PYTHONPATH"] = python_path()
+    executor = submitit.LocalExecutor(logs)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    parameters: dict[str, Any] = {}
+    if wanted.gpus_per_node and all(index.isdecimal() for index in visible):
+        parameters["visible_gpus"] = [int(index) for index in visible]  # else submitit takes 0, 1, ...
+    executor.update_parameters(
+        nodes=1,
+        tasks_per_node=wanted.ranks_per_node,
+        gpus_per_node=wanted.gpus_per_node,
+        timeout_min=wanted.time_min,
+        signal_delay_s=warning_s(wanted),
+        **parameters,
+    )
+    return executor.submit(rank)
+
+
+def free_port() -> int:
+    """A port of this machine that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Submit, and say where the logs go."""
+    options = build_parser().parse_intermixed_args(argv)
+    if not Path(options.config).is_file():
+        raise ConfigError(f"no config file '{options.config}'; give the path of a YAML file, such as configs/NAME.yaml")
+    for override in options.overrides:
+        if "=" not in override:
+            raise ConfigError(f"'{override}' is no setting; write key.sub=value")
+    wanted = allocation(options)
+    arguments = [str(Path(options.config).absolute()), *options.overrides]
+    run_dir = resolved_run_dir(arguments)
+    logs = (options.logs or run_dir / "submitit").absolute()
+    local_rank = Rank(argv=tuple(arguments), master_port=free_port())
+
+    if options.dry_run:
+        if options.cluster == "slurm":
+            print(batch_file(logs, run_dir, wanted))
+        else:
+            ranks = wanted.ranks_per_node if options.cluster == "local" else 1
+            print(f"{ranks} ranks on this machine of: python -m pipeline.pretrain {shlex.join(arguments)}")
+        return 0
+    if options.cluster == "debug":
+        print("one rank, in this process")
+        submitit.DebugExecutor(logs / "%j").submit(local_rank).result()
+        return 0
+    if options.cluster == "slurm":
+        job = submit_slurm(Rank(argv=tuple(arguments)), logs, run_dir, wanted)
+    else:
+        job = submit_local(local_rank, logs, wanted)
+    print(f"job {job.job_id}, logs in {job.paths.folder}", flush=True)
+    return verdict(job, run_dir, local=options.cluster == "local") if options.wait else 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,349 @@
+"""slurm/pretrain.sh with stand-ins for srun, scontrol, scancel and the trainer."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPT = ROOT / "slurm" / "pretrain.sh"
+
+# The trainer as the script meets it: `--print run.dir`, a rank of srun, or a run without SLURM.
+PYTHON = """#!/bin/bash
+case "$*" in
+    *"--print run.dir")
+        [ -z "$PRINT_RC" ] || { echo "error: no such key" >&2; exit "$PRINT_RC"; }
+        echo "$RUN_DIR" ;;
+    "-m pipeline.pretrain "*) echo "direct: $*" ;;
+    "-u -m slurm.task "*)
+        echo "${@:4}" >> "$LOGS/ranks"
+        if [ -n "$WAIT_FOR_SIGNAL" ]; then
+            trap 'OUTCOME=saved; caught=1' USR2
+            echo $$ > "$LOGS/rank.pid"
+            until [ -n "${caught:-}" ]; do sleep 0.05; done
+        fi
+        [ "$OUTCOME" = none ] || printf '{"outcome": "%s", "step": 7, "attempt": "%s"}\\n' "$OUTCOME" \
+            "${OF_ATTEMPT:-$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}}" > "$RUN_DIR/outcome.json"
+        exit "$RANK_RC" ;;
+    *) echo "unexpected: $*" >&2; exit 99 ;;
+esac
+"""
+SRUN = """#!/bin/bash
+echo "$MASTER_ADDR $MASTER_PORT $*" >> "$LOGS/srun"
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+SCONTROL = """#!/bin/bash
+case "$*" in
+    "show hostnames "*) printf 'unresolvable-1\\nunresolvable-2\\n' ;;
+    "show node unresolvable-1") echo "NodeName=unresolvable-1 NodeAddr=10.0.0.7 NodeHostName=x" ;;
+    "show job "*) echo "JobId=42 JobName=fusmae JobState=$STATE Reason=$REASON Command=$COMMAND WorkDir=/" ;;
+    "requeue "*) echo "$*" >> "$LOGS/requeue"; exit "$REQUEUE_RC" ;;
+esac
+"""
+SCANCEL = """#!/bin/bash
+echo "$*" >> "$LOGS/scancel"
+kill -USR2 "$(cat "$LOGS/rank.pid")"
+"""
+
+
+class Cluster:
+    """A folder of stand-ins on PATH, and what they noted."""
+
+    def __init__(self, folder: Path):
+        self.bin, self.logs, self.run_dir = folder / "bin", folder / "logs", folder / "run"
+        self.config = folder / "config.yaml"
+        self.config.write_text("run: {}\n")
+        for made in (self.bin, self.logs):
+            made.mkdir()
+        for name, text in {"python": PYTHON, "srun": SRUN, "scontrol": SCONTROL, "scancel": SCANCEL}.items():
+            (self.bin / name).write_text(text)
+            (self.bin / name).chmod(0o755)
+        self.environ = {
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "FUSMAE_PYTHON": str(self.bin / "python"),
+            "LOGS": str(self.logs),
+            "RUN_DIR": str(self.run_dir),
+            "SLURM_JOB_ID": "42",
+            "SLURM_JOB_NODELIST": "unresolvable-[1-2]",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_JOB_CPUS_PER_NODE": "8(x2)",
+            "SLURM_GPUS_ON_NODE": "4",
+            "OUTCOME": "done",
+            "RANK_RC": "0",
+            "REQUEUE_RC": "0",
+            "STATE": "RUNNING",
+            "REASON": "None",
+            "WAIT_FOR_SIGNAL": "",
+            "PRINT_RC": "",
+            "COMMAND": str(SCRIPT),
+        }
+
+    def start(self, *arguments: str, script: Path = SCRIPT, **environ: str) -> subprocess.Popen[str]:
+        command = ["bash", str(script), *(arguments or (str(self.config), "a.b=c d"))]
+        return subprocess.Popen(
+            command,
+            env={**self.environ, **environ},
+            cwd=self.config.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str, script: Path = SCRIPT, **environ: str) -> tuple[int, str]:
+        process = self.start(*arguments, script=script, **environ)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def noted(self, name: str) -> list[str]:
+        path = self.logs / name
+        return path.read_text().splitlines() if path.exists() else []
+
+    def attempts(self) -> list[list[str]]:
+        """Restart, first step, last step and end of each attempt."""
+        rows = [line.split("\t") for line in (self.run_dir / "attempts.tsv").read_text().splitlines()]
+        return [[row[1], row[5], row[6], row[7]] for row in rows]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    return Cluster(tmp_path)
+
+
+@pytest.mark.parametrize("script", ["pretrain.sh", "attempt.sh"])
+def test_bash_can_read_it(script):
+    subprocess.run(["bash", "-n", str(ROOT / "slurm" / script)], check=True)
+
+
+@pytest.mark.parametrize("script", ["slurm/pretrain.sh", "slurm/attempt.sh", ".ci/run", ".ci/find-python"])
+def test_shellcheck_finds_nothing(script):
+    if shutil.which("shellcheck") is None:
+        return  # not among what a user must have; `bash -n` above always runs
+    subprocess.run(["shellcheck", "-x", script], cwd=ROOT, check=True)
+
+
+def test_without_slurm_the_trainer_is_started_directly(cluster):
+    del cluster.environ["SLURM_JOB_ID"]
+    code, output = cluster.run()
+    assert (code, output) == (0, f"direct: -m pipeline.pretrain {cluster.config} a.b=c d\n")
+    assert cluster.noted("srun") == []
+
+
+def test_a_finished_run_ends_the_job(cluster):
+    code, output = cluster.run()
+    assert code == 0, output
+    assert "finished" in output
+    assert cluster.noted("requeue") == []
+    assert cluster.attempts() == [["0", "0", "0", "done"]]
+
+
+def test_srun_starts_one_rank_a_gpu_with_its_share_of_cpus_and_where_to_meet(cluster):
+    cluster.run()
+    (line,) = cluster.noted("srun")
+    address, port, *arguments = line.split()
+    assert (address, port) == ("10.0.0.7", str(15000 + 42 * 7))
+    for argument in ("--kill-on-bad-exit=1", "--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=2"):
+        assert argument in arguments
+    assert cluster.noted("ranks") == [f"{cluster.config} a.b=c d"]
+
+
+def test_a_name_that_resolves_is_used_as_it_is(cluster):
+    (cluster.bin / "scontrol").write_text(SCONTROL.replace("unresolvable-1\\n", "localhost\\n", 1))
+    cluster.run()
+    assert cluster.noted("srun")[0].startswith("localhost ")
+
+
+def test_ranks_asked_for_by_hand_go_before_the_gpus(cluster):
+    cluster.run(SLURM_NTASKS_PER_NODE="2", SLURM_CPUS_PER_TASK="3")
+    assert "--ntasks=4 --ntasks-per-node=2 --cpus-per-task=3" in cluster.noted("srun")[0]
+
+
+def test_the_smallest_node_decides_the_share_of_cpus(cluster):
+    cluster.run(SLURM_JOB_CPUS_PER_NODE="16,12")
+    assert "--cpus-per-task=3" in cluster.noted("srun")[0]
+
+
+def test_fewer_cpus_than_ranks_is_wrong_usage(cluster):
+    code, output = cluster.run(SLURM_JOB_CPUS_PER_NODE="2(x2)")
+    assert code == 2
+    assert "error: 4 ranks a node but 2 CPUs; give sbatch --cpus-per-gpu=N or --exclusive" in output
+
+
+def test_a_saved_run_goes_back_into_the_queue_once(cluster):
+    code, output = cluster.run(OUTCOME="saved")
+    assert code == 0, output
+    assert cluster.noted("requeue") == ["requeue 42"]
+    assert cluster.attempts() == [["0", "0", "0", "saved"]]
+
+
+def test_the_outcome_goes_before_sruns_exit_code(cluster):
+    code, _ = cluster.run(OUTCOME="saved", RANK_RC="143")
+    assert code == 0
+    assert cluster.noted("requeue") == ["requeue 42"]
+
+
+@pytest.mark.parametrize("outcome", [{"OUTCOME": "fatal", "RANK_RC": "143"}, {"OUTCOME": "none", "RANK_RC": "2"}])
+def test_what_cannot_work_is_not_tried_again(cluster, outcome):
+    code, output = cluster.run(**outcome)
+    assert code == 2, output
+    assert cluster.noted("requeue") == []
+    assert cluster.attempts()[-1][3] == "fatal"
+
+
+def test_a_crash_without_an_outcome_is_tried_again(cluster):
+    code, output = cluster.run(OUTCOME="none", RANK_RC="137")
+    assert code == 0, output
+    assert cluster.noted("requeue") == ["requeue 42"]
+    assert cluster.attempts()[-1][3] == "failed"
+
+
+def test_ranks_that_end_well_without_an_outcome_are_not_taken_as_finished(cluster):
+    code, output = cluster.run(OUTCOME="none")
+    assert code == 1
+    assert "left no outcome" in output
+    assert cluster.noted("requeue") == []
+
+
+def test_the_outcome_of_another_attempt_is_not_taken(cluster):
+    code, output = cluster.run(OUTCOME="done", OF_ATTEMPT="42.0", SLURM_RESTART_COUNT="1", RANK_RC="1")
+    assert code == 0, output
+    assert "the trainer said 'nothing'" in output
+    assert cluster.noted("requeue") == ["requeue 42"]
+
+
+def test_the_restart_limit_ends_the_job(cluster):
+    code, output = cluster.run(OUTCOME="saved", FUSMAE_MAX_RESTARTS="2", SLURM_RESTART_COUNT="2")
+    assert code == 1
+    assert "restarted 2 times, which is the limit" in output
+    assert cluster.noted("requeue") == []
+    cluster.run(OUTCOME="saved", FUSMAE_MAX_RESTARTS="2", SLURM_RESTART_COUNT="1")
+    assert cluster.noted("requeue") == ["requeue 42"]
+
+
+def test_three_failures_without_a_step_forward_end_the_job(cluster):
+    for restart in ("0", "1"):
+        assert cluster.run(OUTCOME="failed", RANK_RC="1", SLURM_RESTART_COUNT=restart)[0] == 0
+    code, output = cluster.run(OUTCOME="failed", RANK_RC="1", SLURM_RESTART_COUNT="2")
+    assert code == 1
+    assert "no step forward in 3 attempts" in output
+    assert len(cluster.noted("requeue")) == 2
+    assert cluster.attempts() == [[str(n), "0", "0", "failed"] for n in range(3)]
+
+
+@pytest.mark.parametrize("where", ["checkpoints/step-000120", "metrics.jsonl"])
+def test_failures_that_step_forward_are_tried_again(cluster, where):
+    (cluster.bin / "srun").write_text(
+        SRUN.replace(
+            'exec "$@"',
+            f"""next=$((SLURM_RESTART_COUNT * 10 + 9))
+            case {where} in
+                *jsonl) echo '{{"samples": 640, "step": '$next', "loss": 1.5}}' >> "$RUN_DIR/metrics.jsonl" ;;
+                *) mkdir -p "$RUN_DIR/checkpoints/step-0000$next" ;;
+            esac
+            exec "$@\"""",
+        )
+    )
+    for restart in range(5):
+        code, output = cluster.run(OUTCOME="failed", RANK_RC="1", SLURM_RESTART_COUNT=str(restart))
+        assert code == 0, output
+    assert cluster.attempts()[-1] == ["4", "39", "49", "failed"]
+
+
+def test_another_job_of_the_same_run_starts_with_a_clean_count(cluster):
+    for restart in ("0", "1", "2"):
+        cluster.run(OUTCOME="failed", RANK_RC="1", SLURM_RESTART_COUNT=restart)
+    code, _ = cluster.run(OUTCOME="failed", RANK_RC="1", SLURM_JOB_ID="43")
+    assert code == 0
+    assert [row[3] for row in cluster.attempts()] == ["failed"] * 4
+
+
+@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED"])
+def test_a_job_that_is_ended_from_outside_is_not_requeued(cluster, state):
+    code, output = cluster.run(OUTCOME="saved", STATE=state)
+    assert code == 1
+    assert "ended from outside" in output
+    assert cluster.noted("requeue") == []
+    assert cluster.attempts() == [["0", "0", "0", "saved"]]
+
+
+def test_a_job_that_saved_only_after_its_time_limit_is_requeued(cluster):
+    code, output = cluster.run(OUTCOME="saved", STATE="COMPLETING", REASON="TimeLimit")
+    assert code == 0, output
+    assert cluster.noted("requeue") == ["requeue 42"]
+
+
+def test_a_job_that_the_controller_requeued_is_left_alone(cluster):
+    code, _ = cluster.run(OUTCOME="saved", STATE="PENDING")
+    assert code == 0
+    assert cluster.noted("requeue") == []
+
+
+def test_a_refused_requeue_is_said(cluster):
+    code, output = cluster.run(OUTCOME="saved", REQUEUE_RC="1")
+    assert code == 1
+    assert "the requeue was refused; submit the same command to go on" in output
+
+
+@pytest.mark.parametrize("warning", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_warning_reaches_the_ranks_as_usr2_and_the_saved_run_is_requeued(cluster, warning):
+    process = cluster.start(WAIT_FOR_SIGNAL="1")
+    deadline = time.monotonic() + 30
+    while not cluster.noted("rank.pid"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert cluster.attempts() == [["0", "0", "0", "interrupted"]]  # true already, should the script be killed
+    process.send_signal(warning)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert cluster.noted("scancel") == ["--signal=USR2 42"]
+    assert json.loads((cluster.run_dir / "outcome.json").read_text())["outcome"] == "saved"
+    assert cluster.noted("requeue") == ["requeue 42"]
+    assert cluster.attempts() == [["0", "0", "0", "saved"]]
+
+
+def test_a_copy_in_the_spool_folder_finds_the_repository(cluster, tmp_path):
+    copy = tmp_path / "spool" / "job00042" / "slurm_script"
+    copy.parent.mkdir(parents=True)
+    shutil.copy(SCRIPT, copy)
+    code, output = cluster.run(script=copy)
+    assert code == 0, output
+    code, output = cluster.run(script=copy, COMMAND="", SLURM_SUBMIT_DIR=str(ROOT))
+    assert code == 0, output
+    code, output = cluster.run(script=copy, COMMAND="", SLURM_SUBMIT_DIR=str(tmp_path))
+    assert code == 2
+    assert "error: slurm/attempt.sh not found" in output
+
+
+def test_a_missing_config_is_wrong_usage(cluster):
+    code, output = cluster.run("nowhere.yaml")
+    assert code == 2
+    assert output.startswith("error: no config file 'nowhere.yaml'")
+    assert not cluster.run_dir.exists()
+
+
+def test_no_config_is_wrong_usage(cluster):
+    code, output = cluster.run("")
+    assert (code, output) == (2, "usage: [sbatch] slurm/pretrain.sh CONFIG.yaml [key.sub=value ...]\n")
+
+
+@pytest.mark.parametrize(("printed", "code"), [("2", 2), ("127", 1)])
+def test_refused_settings_end_the_job_before_a_rank_starts(cluster, printed, code):
+    assert cluster.run(PRINT_RC=printed) == (code, "error: no such key\n")
+    assert cluster.noted("srun") == []
+    assert not cluster.run_dir.exists()
+
+
+def test_a_restart_limit_that_is_no_number_is_wrong_usage(cluster):
+    code, output = cluster.run(FUSMAE_MAX_RESTARTS="many")
+    assert (code, output) == (2, "error: FUSMAE_MAX_RESTARTS is 'many'; give a whole number\n")
+
+
+def test_a_run_folder_on_an_object_store_is_refused(cluster):
+    code, output = cluster.run(RUN_DIR="s3://bucket/run")
+    assert code == 2
+    assert "it must be a folder that all nodes share" in output
