@@ -1,0 +1,53 @@
+# make setup | demo | test | check | test-full; each makes .venv by itself, once.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full check lint types fast
+
+PY := .venv/bin/python
+PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
+
+# The stamp bears a digest of the pins and is written last: an interrupted install leaves none, and new pins
+# ask for another.
+PINS := $(shell cat requirements.txt requirements-dev.txt | sha256sum | cut -c1-16)
+STAMP := .venv/.installed-$(PINS)
+
+help:
+	@echo "make setup      .venv with everything in it, and the sample data of the demo"
+	@echo "make demo       real Sentinel pairs -> shards -> training, killed and resumed -> report.html"
+	@echo "make check      format, lint, types, fast tests: what to run before a commit"
+	@echo "make test       the suite as CI runs it"
+	@echo "make test-full  the suite and the long matrices"
+
+$(STAMP):
+	@python="$$(bash .ci/find-python)"; \
+	rm -f .venv/.installed-*; \
+	if ! { $(PY) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13)' && $(PY) -m pip --version; } >/dev/null 2>&1; then \
+	    echo "making .venv with $$("$$python" --version)"; "$$python" -m venv --clear .venv; \
+	fi
+	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	@touch $@
+
+setup: $(STAMP)
+	@$(PY) -m pipeline.demo --fetch-only
+
+demo: setup
+	$(PY) -m pipeline.demo
+
+test: setup
+	$(PYTEST) -m "not slow"
+
+test-full: setup
+	$(PYTEST)
+
+check: lint types fast
+
+lint: $(STAMP)
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+
+types: $(STAMP)
+	.venv/bin/mypy
+
+fast: $(STAMP)
+	$(PYTEST) tests/unit -m "not slow and not dist and not chaos and not s3 and not cluster and not gpu"

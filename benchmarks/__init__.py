@@ -1,0 +1,1 @@
+"""What measures us: each module prints our figure, its rivals' and the physical limit from one run."""
