@@ -217,6 +217,20 @@ def model_config(settings: Settings) -> Any:
         raise ConfigError(f"key '{key}': {first['msg'].removeprefix('Value error, ')}") from error
 
 
+def micro_batches(settings: Settings, world_size: int) -> int:
+    """Micro-batches of a step on each rank; ConfigError with sizes that work when they do not come out even."""
+    own = settings.train.global_batch // world_size
+    micro = settings.train.micro_batch or own
+    if own % micro:
+        works = [size for size in range(1, own + 1) if own % size == 0]
+        nearest = sorted(sorted(works, key=lambda size: abs(size - micro))[:2])
+        raise ConfigError(
+            f"train.micro_batch={micro} does not divide a rank's {own} samples of train.global_batch="
+            f"{settings.train.global_batch} on {world_size} ranks; write {' or '.join(map(str, nearest))}"
+        )
+    return own // micro
+
+
 def to_dict(settings: Any) -> Any:
     """Plain dicts, lists and numbers of any of our settings, as YAML and JSON want them."""
     if is_dataclass(settings) and not isinstance(settings, type):

@@ -37,7 +37,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
                 images, valid, draws = session.prepare(part)
                 output = session.engine(images, draws, valid)
                 session.engine.backward(output.loss, is_last=number == session.accumulation)
-                outputs.append(output)
+                outputs.append(_without_graph(output))
             session.engine.step(lr)
             state = TrainState(step=state.step + 1, stream=session.stream.state_dict())
 
@@ -53,6 +53,12 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
         )
         _say_end(session, state, outcome)
     return outcome
+
+
+def _without_graph(output: Any) -> Any:
+    """What is logged of a micro-batch; the predictions' memory is free for the next one."""
+    losses = {name: loss.detach() for name, loss in output.losses.items()}
+    return output._replace(loss=output.loss.detach(), losses=losses, predictions={})
 
 
 def _report(session: Session, step: int, outputs: list[Any], lr: float) -> None:

@@ -95,7 +95,7 @@ class RunLog:
                 "step": step,
                 "keys": batch.keys,
                 "masks": [_digest(output.masks) for output in outputs],
-                "loss": [float(output.loss.detach()).hex() for output in outputs],
+                "loss": [float(output.loss).hex() for output in outputs],
             }
         )
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 
 from pipeline.command import run_command
-from pipeline.config import Settings, load_settings, lookup, model_config, with_model
+from pipeline.config import Settings, load_settings, lookup, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, ranks_from, say_lost_ranks
 from pipeline.launch import count_processes, follow_launcher, start_ranks
 from pipeline.run_folder import check_resumable
@@ -47,7 +47,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _launch(settings: Settings, arguments: list[str]) -> int:
     from pipeline.order import check_world_size
-    from pipeline.session import micro_batches
     from sharding.store import read_manifest
 
     # Refuse here what cannot work: once, before a process is started or a folder made.

@@ -54,7 +54,7 @@ class Progress:
 
         names = ["loss", *(f"loss_{name}" for name in outputs[0].losses)]
         own = [
-            torch.stack([torch.as_tensor(values).detach().float() for values in column]).mean()
+            torch.stack(column).float().mean()
             for column in zip(*([o.loss, *o.losses.values()] for o in outputs), strict=True)
         ]
         means = torch.stack(own).cpu()

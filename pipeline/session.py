@@ -1,13 +1,14 @@
 """Everything that a training loop needs, opened in the right order and resumed from the newest good checkpoint."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import checkpoint, run_folder, universal
-from pipeline.config import Settings, model_config, with_model
+from pipeline.config import Settings, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, all_agree, choose_device, join, leave
 from pipeline.engine import Engine, build_engine, import_deepspeed
 from pipeline.errors import CheckpointError, ConfigError
@@ -145,20 +146,6 @@ def _say_failure(run_dir: Path) -> Callable[..., bool]:
     return leave_word
 
 
-def micro_batches(settings: Settings, world_size: int) -> int:
-    """Micro-batches of a step on each rank; ConfigError with sizes that work when they do not come out even."""
-    own = settings.train.global_batch // world_size
-    micro = settings.train.micro_batch or own
-    if own % micro:
-        works = [size for size in range(1, own + 1) if own % size == 0]
-        nearest = sorted(sorted(works, key=lambda size: abs(size - micro))[:2])
-        raise ConfigError(
-            f"train.micro_batch={micro} does not divide a rank's {own} samples of train.global_batch="
-            f"{settings.train.global_batch} on {world_size} ranks; write {' or '.join(map(str, nearest))}"
-        )
-    return own // micro
-
-
 def _prepare_torch(settings: Settings, device: Any) -> None:
     import torch
 
@@ -168,6 +155,9 @@ def _prepare_torch(settings: Settings, device: Any) -> None:
     if settings.engine.deterministic:
         # Warn only: xformers' backward on CUDA has no deterministic version in every shape.
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # We read no uninitialised memory, and filling it costs each tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
 
