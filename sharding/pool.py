@@ -35,7 +35,7 @@ def _run_spawned(tasks: list[ShardTask], workers: int, advance: Callable[[int], 
     executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(counter,))
     told = 0
     try:
-        with _sigint_ignored():
+        with _sigint_held():
             waiting: set[Future[ShardResult]] = {executor.submit(_work, task) for task in tasks}
         while waiting:
             done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
@@ -56,16 +56,16 @@ def _run_spawned(tasks: list[ShardTask], workers: int, advance: Callable[[int], 
 
 
 @contextlib.contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    """Processes spawned here never see Ctrl-C, which reaches the whole group: the parent alone decides."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _sigint_held() -> Iterator[None]:
+    """Processes spawned here never see Ctrl-C, which reaches the whole group: the parent alone decides.
+
+    They inherit the blocked signal; a Ctrl-C in the meantime waits and is not lost, as it would be if it were ignored.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(task: ShardTask) -> ShardResult:
