@@ -1,5 +1,6 @@
 """Trained weights for everything that comes after training: no engine, no process group needed."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def find_checkpoint(run_dir_or_checkpoint: str) -> Path:
         problem = defect(path)
         if problem is None:
             for said in problems:
-                print(f"warning: {said}; using {path}")
+                print(f"warning: {said}; using {path}", file=sys.stderr)
             return path
         problems.append(problem)
     raise CheckpointError(f"no checkpoint of {given} is whole: {problems[0]}")

@@ -1,0 +1,83 @@
+"""A trained model and a data set, split by split and batch by batch: what every evaluation starts from."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import DataSettings
+from pipeline.weights import load_model
+from sharding.manifest import Manifest
+from sharding.store import read_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenModel:
+    """A run's model in evaluation mode and the data set on which it is evaluated."""
+
+    model: Any
+    """`fusmae.FusMAE`, fp32."""
+    step: int
+    run_dir: Path
+    data: DataSettings
+    """Of the run, unless overridden."""
+    manifest: Manifest
+    transform: Any
+    """`pipeline.transform.ImageTransform` without flips."""
+    device: Any
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the model's modalities, in its order."""
+        return tuple(modality.name for modality in self.model.config.modalities)
+
+    def batches(self, split: str, batch_size: int) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
+        """Each sample of `split` once, in the order of the index: the batch, its images and its valid bands.
+
+        Images are float32 (b, bands, size, size), normalised as in training; all lies on the device.
+        """
+        from pipeline.stream import evaluation_batches
+
+        reader = evaluation_batches(
+            self.data.url,
+            split,
+            batch_size,
+            threads=self.data.threads,
+            cache_gib=self.data.cache_gib,
+            verify_checksums=self.data.verify_checksums,
+        )
+        with reader:
+            for batch in reader:
+                moved = batch.to(self.device)
+                images, valid = self.transform(moved, None)
+                yield moved, images, valid
+
+
+def open_frozen(run_dir_or_checkpoint: str, data: DataSettings, device: str) -> FrozenModel:
+    """The newest model of a run (or the given checkpoint) on `device`, before the data set of `data`.
+
+    Raises CheckpointError or DataError when one of the two is not there or not whole.
+    """
+    from pipeline.distributed import choose_device
+    from pipeline.transform import ImageTransform
+
+    manifest = read_manifest(data.url)
+    target = choose_device(device, 0)
+    loaded = load_model(run_dir_or_checkpoint, target)
+    config = loaded.model.config
+    transform = ImageTransform(
+        manifest,
+        [(modality.name, modality.bands) for modality in config.modalities],
+        config.image_size,
+        flips=False,
+        upsample=data.upsample,
+    )
+    return FrozenModel(
+        model=loaded.model,
+        step=loaded.step,
+        run_dir=loaded.run_dir,
+        data=data,
+        manifest=manifest,
+        transform=transform,
+        device=target,
+    )
