@@ -42,9 +42,7 @@ def interleave(contenders: Mapping[str, Callable[[], float]], rounds: int, unit:
             rate = run()
             if number:
                 rates[name].append(rate)
-    return [
-        Row(name=name, value=statistics.median(r), unit=unit, low=min(r), high=max(r)) for name, r in rates.items()
-    ]
+    return [Row(name=name, value=statistics.median(r), unit=unit, low=min(r), high=max(r)) for name, r in rates.items()]
 
 
 def render(rows: list[Row], ratios: dict[str, float], as_json: bool) -> str:

@@ -141,7 +141,8 @@ class Demo:
 
     def _follow(self, process: "subprocess.Popen[bytes]", stage: str, until: int) -> None:
         """Tell the progress of a training until it has logged step `until`, or until it ends with that step."""
-        told, told_step, step = time.monotonic(), 0, 0
+        # What stands there before a resumed run has cut it back is no progress of this one.
+        told, told_step, step = time.monotonic(), _last_object(self.run_dir / "metrics.jsonl").get("step", 0), 0
         is_last = until == self.settings.train.steps
         while step < until or is_last:
             ended = process.poll()
