@@ -234,7 +234,14 @@ def _drawing(name: str, height_in: float) -> Iterator[tuple["Figure", list[str]]
         figure = Figure(figsize=(_WIDTH_IN, height_in))
         yield figure, drawn
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(  # tight: the layout reserves no room for titles over axes of fixed aspect
+            buffer,
+            format="svg",
+            transparent=True,
+            bbox_inches="tight",
+            pad_inches=0.04,
+            metadata={"Date": None, "Creator": None},
+        )
     drawn.append(_follow_page(buffer.getvalue(), name))
 
 
