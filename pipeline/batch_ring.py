@@ -75,6 +75,7 @@ class BatchRing:
         self._stopped = False
         self._failed = False
         self._changed = threading.Condition()
+        self._gpu = _current_gpu()
         self._threads = [
             threading.Thread(target=self._work, name=f"reader-{number}", daemon=True) for number in range(threads)
         ]
@@ -123,6 +124,8 @@ class BatchRing:
         return bool(self._fills) and (self._fills[0].error is not None or self._fills[0].missing == 0)
 
     def _work(self) -> None:
+        if self._gpu is not None:
+            torch.cuda.set_device(self._gpu)  # a new thread's own is GPU 0, which would get a context of every rank
         while (piece := self._claim()) is not None:
             fill, begin, end = piece
             error: BaseException | None = None
@@ -207,7 +210,7 @@ class BatchRing:
             slot.in_use.clear()
             return slot
         self._num_slots += 1
-        pin = torch.cuda.is_available()
+        pin = self._gpu is not None
         arrays = {
             spec.name: torch.empty(
                 (self._batch_size, len(spec.bands), spec.height, spec.width),
@@ -282,3 +285,8 @@ def _batch(reader: SampleReader, job: Job, slot: _Slot) -> Batch:
         labels=torch.from_numpy(table.labels[ids]),
         in_use=slot.in_use,
     )
+
+
+def _current_gpu() -> int | None:
+    """The GPU that this process uses, if it uses one."""
+    return torch.cuda.current_device() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]

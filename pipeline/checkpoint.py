@@ -16,6 +16,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,48 +51,84 @@ def save(folder: Path, step: int, engine: Engine, state: dict[str, Any], about: 
     """Commit `step`; returns its folder. A collective: every rank calls it with the same `step`, `state`, `about`.
 
     `state` is what a resumed run needs on every rank, `about` describes the run in the manifest. Raises
-    CheckpointError on all ranks when one of them could not write; the previous checkpoints stay as they are.
+    CheckpointError on all ranks when one of them could not write or the weights are not finite; the previous
+    checkpoints stay as they are.
     """
     import torch.distributed as dist
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
     temporary, final = folder / f"{_TEMPORARY}{step:08d}", folder / f"{_PREFIX}{step:08d}"
-    if rank == 0:
+    saving = _Saving(temporary, step, group)
+
+    def begin() -> None:
         for leftover in folder.glob(f"{_TEMPORARY}*"):
             shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
-    dist.barrier(group=group)
-    problem: Exception | None = None
-    try:
+
+    def write_own() -> None:
         engine.save(temporary)
         _save_rank(temporary / f"rank{rank:05d}.pt")
-        weights = engine.weights()
-        if rank == 0:
-            _save_weights(temporary / WEIGHTS_NAME, weights)
-            (temporary / STATE_NAME).write_text(json.dumps(state))
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        problem = error
-    if not all_agree(problem is None, group):
-        if rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(folder).free / 2**20
-        raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {folder} ({free:.0f} MiB free there): "
-            f"{problem or 'another rank failed'}; free space and run the same command again"
-        ) from problem
-    files = sorted(str(p.relative_to(temporary)) for p in temporary.rglob("*") if p.is_file())
-    sums = {name: _checksum(temporary / name, sync=True) for name in files[rank::world_size]}
+
+    def write_shared() -> None:
+        _save_weights(temporary / WEIGHTS_NAME, weights)
+        (temporary / STATE_NAME).write_text(json.dumps(state))
+
+    saving.together(begin, rank == 0)
+    saving.together(write_own, True)
+    weights = engine.weights()
+    saving.together(write_shared, rank == 0)
+
+    # Rank 0 lists for all: on a shared file system two ranks may see two listings for a while.
+    listed: list[Any] = [_files_of(temporary) if rank == 0 else None]
+    dist.broadcast_object_list(listed, src=0, group=group)
+    files: list[str] = listed[0]
+    sums: dict[str, tuple[int, int]] = {}
+    saving.together(
+        lambda: sums.update({name: _checksum(temporary / name, sync=True) for name in files[rank::world_size]}), True
+    )
     gathered: list[Any] = [None] * world_size
     dist.all_gather_object(gathered, sums, group=group)
-    if rank == 0:
-        manifest = about | {
-            "step": step,
-            "world_size": world_size,
-            "files": {name: value for part in gathered for name, value in part.items()},
-        }
-        _commit(temporary, final, manifest)
-    dist.barrier(group=group)
+    all_sums = {name: value for part in gathered for name, value in part.items()}
+    manifest = about | {"step": step, "world_size": world_size, "files": all_sums}
+    saving.together(lambda: _commit(temporary, final, manifest), rank == 0)
     return final
+
+
+class _Saving:
+    """The parts of a save, after each of which all ranks know whether all could do it."""
+
+    def __init__(self, temporary: Path, step: int, group: Any) -> None:
+        self._temporary, self._step, self._group = temporary, step, group
+
+    def together(self, part: Callable[[], None], is_mine: bool) -> None:
+        """Do `part` where it is this rank's; CheckpointError everywhere when one failed. A collective."""
+        from safetensors import SafetensorError
+
+        problem: Exception | None = None
+        if is_mine:
+            try:
+                part()
+            except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
+                problem = error  # torch reports a full disk as RuntimeError, safetensors as its own
+        if all_agree(problem is None, self._group):
+            return
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        if isinstance(problem, CheckpointError):
+            raise problem
+        place = self._temporary.parent
+        free = shutil.disk_usage(place if place.exists() else place.parent).free / 2**20
+        raise CheckpointError(
+            f"the checkpoint of step {self._step} could not be written to {place} ({free:.0f} MiB free there): "
+            f"{_reason(problem)}; free space and run the same command again"
+        ) from problem
+
+
+def _reason(problem: Exception | None) -> str:
+    if problem is None:
+        return "another rank failed and says why"
+    if "inline_container" in str(problem):  # torch's words for it
+        return "a file did not take all bytes, as on a full disk or at the end of a quota"
+    return str(problem)
 
 
 def committed(folder: Path) -> list[Path]:
@@ -122,7 +159,10 @@ def defect(path: Path, part: int = 0, parts: int = 1) -> str | None:
         file = path / name
         if not file.is_file():
             return f"{file} is missing"
-        size, crc = _checksum(file, sync=False)
+        try:
+            size, crc = _checksum(file, sync=False)
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror}"
         if size != expected[0]:
             return f"{file} has {size} bytes instead of {expected[0]}"
         if crc != expected[1]:
@@ -195,6 +235,10 @@ def _commit(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
     _sync_folder(final.parent)
 
 
+def _files_of(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -217,6 +261,12 @@ def _checksum(path: Path, sync: bool) -> tuple[int, int]:
 def _save_weights(path: Path, weights: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
+    broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"the run has diverged: {len(broken)} of {len(weights)} weights are not finite, such as {broken[0]}; "
+            "nothing was saved and the earlier checkpoints stay; lower optim.lr or set optim.clip=1"
+        )
     # One key of metadata, no more: safetensors writes several in an order of chance, and equal weights equal files.
     save_file(weights, path, metadata={"format": "pt"})
 

@@ -353,5 +353,23 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
             f"{name}: engine.zero_stage=0 with bf16 trains differently in DeepSpeed (its Adam starts at step 1); "
             "write engine.zero_stage=1, or engine.precision=fp32"
         )
-    if settings.run.num_processes < 0 or settings.run.threads < 0:
-        raise ConfigError(f"{name}: run.num_processes and run.threads must be 0 (choose for me) or more")
+    ranges: dict[str, tuple[bool, str]] = {
+        "run.num_processes": (settings.run.num_processes >= 0, "0 (choose for me) or more"),
+        "run.threads": (settings.run.threads >= 0, "0 (choose for me) or more"),
+        "run.timeout_s": (settings.run.timeout_s > 0, "above 0"),
+        "train.seed": (0 <= train.seed < 2**63, "0 or more and below 2^63"),
+        "data.threads": (settings.data.threads >= 1, "1 or more"),
+        "data.prefetch": (settings.data.prefetch >= 1, "1 or more"),
+        "data.window_gib": (settings.data.window_gib > 0, "above 0"),
+        "data.cache_gib": (settings.data.cache_gib > 0, "above 0"),
+        "optim.lr": (settings.optim.lr > 0, "above 0"),
+        "optim.min_lr": (settings.optim.min_lr >= 0, "0 or more"),
+        "optim.warmup_lr": (settings.optim.warmup_lr >= 0, "0 or more"),
+        "optim.betas": (all(0 <= beta < 1 for beta in settings.optim.betas), "two numbers from 0 to below 1"),
+        "optim.eps": (settings.optim.eps > 0, "above 0"),
+        "optim.weight_decay": (settings.optim.weight_decay >= 0, "0 or more"),
+        "optim.clip": (settings.optim.clip >= 0, "0 (no clipping) or more"),
+    }
+    for key, (is_fine, wanted) in ranges.items():
+        if not is_fine:
+            raise ConfigError(f"{name}: {key} = {lookup(settings, key)}; it must be {wanted}")

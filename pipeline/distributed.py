@@ -13,7 +13,11 @@ from typing import Any
 
 from pipeline.errors import ConfigError, RankError
 
-_LOST_SIGNS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "gloo", "NCCL")
+_LOST_SIGNS = (
+    *("Connection closed by peer", "Connection reset by peer", "Timed out waiting"),
+    *("remote process exited", "communicator was aborted"),
+)
+"""What gloo and NCCL say when another rank has gone or is silent; any other error of theirs is shown whole."""
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -99,13 +103,11 @@ def all_agree(ok: bool, group: Any) -> bool:
 @contextlib.contextmanager
 def say_lost_ranks(rank: int) -> Iterator[None]:
     """Turn a collective's failure into RankError: the traceback that matters is the other rank's."""
-    import torch.distributed as dist
-
     try:
         yield
-    except RuntimeError as error:  # gloo raises it bare, the others as a DistError
+    except RuntimeError as error:
         words = str(error)
-        if not isinstance(error, dist.DistError) and not any(sign in words for sign in _LOST_SIGNS):
+        if not any(sign in words for sign in _LOST_SIGNS):
             raise
         reason = words.splitlines()[0].split("] ", 1)[-1]
         raise RankError(f"rank {rank} lost another rank, which says why, or was silent too long ({reason})") from error

@@ -91,7 +91,8 @@ class DeepSpeedEngine(Engine):
             self._engine, *_ = deepspeed.initialize(
                 model=model, model_parameters=model.parameters(), optimizer=optimiser, config=config
             )
-        self._stage = stage
+        # It would copy its conversion scripts into every checkpoint; ours holds converted weights.
+        self._engine._copy_recovery_script = lambda *_: None
 
     @override
     def __call__(self, *inputs: Any, **named: Any) -> Any:
@@ -121,12 +122,29 @@ class DeepSpeedEngine(Engine):
 
     @override
     def save(self, folder: Path) -> None:
-        # The empty entry is what DeepSpeed's converter asks for when the world size changes (stages 1 and 2).
         from deepspeed.checkpoint.constants import UNIVERSAL_CHECKPOINT_INFO
 
-        self._engine.save_checkpoint(
-            str(folder), tag=_TAG, client_state={UNIVERSAL_CHECKPOINT_INFO: {}}, save_latest=False
-        )
+        # DeepSpeed ends its save with a barrier: a rank that raises before, on a full disk, would leave the others
+        # in it until the timeout. So a failed write is kept, and raised when all are through.
+        failures: list[Exception] = []
+        writer = self._engine.checkpoint_engine
+        write = writer.save
+
+        def write_or_keep(*arguments: Any, **named: Any) -> Any:
+            try:
+                return write(*arguments, **named)
+            except (OSError, RuntimeError) as error:
+                failures.append(error)
+
+        writer.save = write_or_keep
+        try:
+            # The empty entry is what DeepSpeed's converter asks for when the world size changes (stages 1 and 2).
+            client_state: dict[str, Any] = {UNIVERSAL_CHECKPOINT_INFO: {}}
+            self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=client_state, save_latest=False)
+        finally:
+            del writer.save
+        if failures:
+            raise failures[0]
 
     @override
     def load(self, folder: Path) -> None:

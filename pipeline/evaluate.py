@@ -20,6 +20,9 @@ from pipeline.linear import ProbeSettings, probe
 from pipeline.metrics import write_whole
 from pipeline.reconstruction import ReconstructionSettings, measure, store_pictures
 
+_DATA_KEYS = ("url", "threads", "cache_gib", "verify_checksums", "upsample")
+"""What of the run's data settings an evaluation uses; it neither shuffles nor flips."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
@@ -78,8 +81,9 @@ def resolve_settings(run_dir_or_checkpoint: str, overrides: list[str]) -> Evalua
 
 
 def _known_keys() -> list[str]:
-    groups = {"data": DataSettings, "probe": ProbeSettings, "reconstruction": ReconstructionSettings}
-    return [f"{group}.{f.name}" for group, cls in groups.items() for f in fields(cls)] + ["device"]
+    groups = {"probe": ProbeSettings, "reconstruction": ReconstructionSettings}
+    own = [f"{group}.{f.name}" for group, cls in groups.items() for f in fields(cls)]
+    return [f"data.{name}" for name in _DATA_KEYS] + own + ["device"]
 
 
 def evaluate_linear(frozen: Any, settings: EvaluationSettings, folder: Path) -> dict[str, Any]:

@@ -6,22 +6,33 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 
 from pipeline.distributed import free_port
+from pipeline.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
 _PARENT = "FUSMAE_LAUNCHER_PID"
 _GRACE_S = 10.0
 
 
-def count_processes(setting: int) -> int:
-    """Ranks to start for `run.num_processes`: 0 is one for each GPU, and one on a machine without."""
-    if setting:
-        return setting
-    import torch
+def count_processes(setting: int, device: str) -> int:
+    """Ranks to start for `run.num_processes`: 0 is one for each GPU, and one without any or on the CPU.
 
-    return max(1, torch.cuda.device_count())
+    Raises ConfigError when there are GPUs, but fewer than ranks.
+    """
+    num_gpus = 0
+    if device != "cpu" and any(Path("/dev").glob("nvidia[0-9]*")):  # importing torch takes a second
+        import torch
+
+        num_gpus = torch.cuda.device_count()
+    if num_gpus and setting > num_gpus:
+        raise ConfigError(
+            f"run.num_processes={setting}, but this machine has {num_gpus} GPUs; write run.num_processes={num_gpus}, "
+            "or engine.device=cpu"
+        )
+    return setting or max(1, num_gpus)
 
 
 def start_ranks(module: str, arguments: list[str], num_processes: int) -> int:

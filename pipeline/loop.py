@@ -14,7 +14,7 @@ from pipeline.session import Session, TrainState, describe, open_session
 from pipeline.stop import StopRequest
 
 MAX_SKIPPED = 3
-"""Steps between two log lines that may be skipped for a non-finite gradient before the run stops."""
+"""Steps skipped for a non-finite gradient, since a log line without any, at which the run stops."""
 
 
 def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
@@ -63,10 +63,10 @@ def _without_graph(output: Any) -> Any:
 
 def _report(session: Session, step: int, outputs: list[Any], lr: float) -> None:
     skipped = session.engine.skipped_steps
-    newly_skipped = session.progress.report(step, outputs, lr, session.engine.grad_norm(), skipped)
-    if newly_skipped >= min(MAX_SKIPPED, session.settings.log.every):
+    skipped_lately = session.progress.report(step, outputs, lr, session.engine.grad_norm(), skipped)
+    if skipped_lately >= MAX_SKIPPED:
         raise DataError(
-            f"{newly_skipped} steps up to {step} had gradients that are not finite and were skipped; lower optim.lr, "
+            f"{skipped_lately} steps up to {step} had gradients that are not finite and were skipped; lower optim.lr, "
             "set optim.clip=1, or find the samples with log.trace=true"
         )
 

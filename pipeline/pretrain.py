@@ -3,11 +3,13 @@
 import argparse
 import os
 import sys
+import traceback
 from dataclasses import replace
 
-from pipeline.command import run_command
+from pipeline.command import exit_code, run_command
 from pipeline.config import Settings, load_settings, lookup, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, ranks_from, say_lost_ranks
+from pipeline.errors import ConfigError
 from pipeline.launch import count_processes, follow_launcher, start_ranks
 from pipeline.run_folder import check_resumable
 from pipeline.stop import StopRequest
@@ -52,7 +54,7 @@ def _launch(settings: Settings, arguments: list[str]) -> int:
     # Refuse here what cannot work: once, before a process is started or a folder made.
     check_resumable(with_model(settings, model_config(settings)))
     read_manifest(settings.data.url).shards_of(settings.data.split)
-    num_processes = count_processes(settings.run.num_processes)
+    num_processes = count_processes(settings.run.num_processes, settings.engine.device)
     check_world_size(settings.train.global_batch, 0, num_processes)
     micro_batches(settings, num_processes)
     threads = settings.run.threads or max(1, len(os.sched_getaffinity(0)) // num_processes)
@@ -61,16 +63,44 @@ def _launch(settings: Settings, arguments: list[str]) -> int:
 
 
 def _run_rank(settings: Settings, ranks: Ranks) -> int:
+    """Train as one rank; does not return after an error.
+
+    The sentence is said and the process ended at once: unwinding a process group whose other ranks are in a
+    collective can wait for ever.
+    """
+    try:
+        code = exit_code(lambda _: _train(settings, ranks))
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _train(settings: Settings, ranks: Ranks) -> int:
     stop = StopRequest()
     stop.listen()
     if not settings.run.threads:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        threads = max(1, len(os.sched_getaffinity(0)) // local)
+        # SLURM gives each task its own cores; without it, the ranks of a machine share them.
+        sharing = 1 if "SLURM_PROCID" in os.environ else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        threads = max(1, len(os.sched_getaffinity(0)) // sharing)
         settings = replace(settings, run=replace(settings.run, threads=threads))
+    import torch
+
     from pipeline.loop import train
 
-    with say_lost_ranks(ranks.rank):
-        outcome = train(settings, ranks, stop)
+    try:
+        with say_lost_ranks(ranks.rank):
+            outcome = train(settings, ranks, stop)
+    except torch.OutOfMemoryError as error:
+        own = settings.train.micro_batch or settings.train.global_batch // ranks.world_size
+        raise ConfigError(
+            f"the GPU has too little memory for {own} samples at once; write train.micro_batch={max(1, own // 2)} "
+            f"({str(error).splitlines()[0]})"
+        ) from error
     if outcome == "interrupted":
         if ranks.is_first:
             print("error: interrupted; the run is saved, the same command goes on", file=sys.stderr)

@@ -1,10 +1,12 @@
 """How fast a run goes and how well: counted every step without waiting for the device, reduced when it is logged."""
 
+import math
 import time
 from typing import Any
 
 from pipeline.config import Settings
 from pipeline.distributed import Ranks
+from pipeline.errors import DataError
 from pipeline.metrics import RunLog
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
@@ -14,7 +16,9 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "
 class Progress:
     """Counts time and samples between two logged steps, and speaks on the terminal of rank 0."""
 
-    def __init__(self, settings: Settings, ranks: Ranks, device: Any, flops: int, group: Any, log: RunLog) -> None:
+    def __init__(
+        self, settings: Settings, ranks: Ranks, device: Any, flops: int, group: Any, log: RunLog, skipped: int
+    ) -> None:
         self._settings = settings
         self._ranks = ranks
         self._device = device
@@ -27,7 +31,8 @@ class Progress:
         self._waited = 0.0
         self._steps = 0
         self._all_steps = 0
-        self._skipped = 0
+        self._skipped = skipped  # those before a resume are not new
+        self._skipped_lately = 0
 
     def say(self, words: str) -> None:
         """One line on the terminal, once for all ranks."""
@@ -44,7 +49,7 @@ class Progress:
         self._since += seconds
 
     def report(self, step: int, outputs: list[Any], lr: float, grad_norm: float | None, skipped: int) -> int:
-        """Log step `step`; returns how many steps were skipped since the last report. A collective.
+        """Log step `step`; returns how many steps were skipped since a report without any. A collective.
 
         The losses are this step's means over the global batch, not over the steps in between, so that they do not
         depend on where a run was resumed. The wait is that of the rank that waited longest.
@@ -67,6 +72,7 @@ class Progress:
         samples_per_s = self._settings.train.global_batch / step_s
         mfu = samples_per_s * self._flops / (self._peak * self._ranks.world_size) if self._peak else None
         newly_skipped, self._skipped = skipped - self._skipped, skipped
+        self._skipped_lately = self._skipped_lately + newly_skipped if newly_skipped else 0
         line: dict[str, Any] = {"step": step, "samples": step * self._settings.train.global_batch}
         line |= dict(zip(names, means.tolist(), strict=True))
         line |= {
@@ -83,7 +89,12 @@ class Progress:
         self._all_steps += self._steps
         self._say_line(line, now)
         self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
-        return newly_skipped
+        if not math.isfinite(line["loss"]) and not newly_skipped:
+            raise DataError(
+                f"the loss of step {step} is not finite: the run has diverged; lower optim.lr or set optim.clip=1 and "
+                "start from an earlier checkpoint"
+            )
+        return self._skipped_lately
 
     def _say_line(self, line: dict[str, Any], now: float) -> None:
         num_steps = self._settings.train.steps

@@ -62,9 +62,10 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         device = choose_device(settings.engine.device, ranks.local_rank)
         _prepare_torch(settings, device)
         group = join(device, settings.run.timeout_s)
-        stack.callback(leave)
+        # After an error the others may be in a collective, and unwinding the group would wait for them.
+        stack.push(lambda kind, _error, _trace: None if kind else leave())
         stop.connect(group)
-        stack.callback(stop.finish)
+        stack.push(lambda kind, _error, _trace: None if kind else stop.finish())
 
         run_dir = Path(settings.run.dir)
         changed = run_folder.check_resumable(settings)
@@ -97,8 +98,8 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
 
         log = RunLog(run_dir, ranks.rank, state.step, settings.log.trace, settings.log.tensorboard)
         stack.callback(log.close)
-        progress = Progress(settings, ranks, device, flops, group, log)
-        _say_start(log, progress, found, state, changed, ranks)
+        progress = Progress(settings, ranks, device, flops, group, log, engine.skipped_steps)
+        _say_start(log, progress, found, state, changed, ranks, _device_name(device))
         yield Session(
             settings=settings,
             ranks=ranks,
@@ -153,8 +154,8 @@ def _prepare_torch(settings: Settings, device: Any) -> None:
         torch.set_num_threads(settings.run.threads)
     torch.manual_seed(settings.train.seed)
     if settings.engine.deterministic:
-        # Warn only: xformers' backward on CUDA has no deterministic version in every shape.
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Not "warn only": torch's attention backward takes its deterministic path only when others are refused.
+        torch.use_deterministic_algorithms(True)
         # We read no uninitialised memory, and filling it costs each tensor.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -255,10 +256,11 @@ def _say_start(
     state: TrainState,
     changed: list[str],
     ranks: Ranks,
+    device_name: str,
 ) -> None:
     if found is None:
         log.event("start", 0, world_size=ranks.world_size)
-        progress.say(f"start of a new run on {ranks.world_size} ranks")
+        progress.say(f"start of a new run on {ranks.world_size} x {device_name}")
         return
     for problem in found.rejected:
         progress.say(f"warning: checkpoint passed over: {problem}")
@@ -267,6 +269,6 @@ def _say_start(
     details = {"rejected": list(found.rejected), "changed": changed}
     log.event("resume", state.step, from_step=state.step, world_size=ranks.world_size, **details)
     progress.say(
-        f"resumed at step {state.step} from {found.path}"
+        f"resumed at step {state.step} from {found.path} on {ranks.world_size} x {device_name}"
         + (f", saved by {found.world_size} ranks" if found.world_size != ranks.world_size else "")
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,30 @@ def test_damaged_newest_checkpoint_is_passed_over_aloud(new_run: NewRun) -> None
     said = damaged.finish()
     assert f"warning: checkpoint passed over: {file} is damaged" in said and "resumed at step 4" in said
     assert damaged.trace()[8:] != [] and damaged.events()[-1]["event"] == "done"
+
+
+def test_disk_that_fills_up_on_one_rank_ends_all_at_once(new_run: NewRun) -> None:
+    run = new_run("run", "train.steps=400", "checkpoint.every=50")
+    process = run.start()
+    while len(run.trace(1)) < 2:
+        assert process.poll() is None, process.communicate()[0]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    second = next(pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    resource.prlimit(int(second), resource.RLIMIT_FSIZE, (50_000, 50_000))
+    said, _ = process.communicate(timeout=120)  # far below run.timeout_s
+    assert process.returncode == 1 and "Traceback" not in said, said
+    assert "the checkpoint of step 50 could not be written" in said and "did not take all bytes" in said
+    assert run.checkpoints() == []
+    assert json.loads((run.dir / "outcome.json").read_text())["outcome"] == "failed"
+
+
+def test_run_that_diverges_stops_and_keeps_what_was_good(new_run: NewRun) -> None:
+    run = new_run("run", "engine.zero_stage=0", "engine.precision=fp32", "train.steps=40")
+    run.finish("train.steps=4")
+    good = run.weights()
+    said = run.finish("optim.lr=1e30", code=1)
+    assert "diverged" in said and "Traceback" not in said
+    assert run.checkpoints() == ["step-00000004"] and run.weights() == good
 
 
 def test_second_process_is_kept_out_of_a_running_run(new_run: NewRun) -> None:

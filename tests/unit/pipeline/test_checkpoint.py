@@ -176,6 +176,41 @@ def test_disk_that_fills_up_leaves_the_previous_and_names_the_place(folder: Path
     assert _found(folder, group)[0].step == 2
 
 
+def test_weights_that_are_not_finite_are_not_saved(folder: Path, group: Any) -> None:
+    engine = SmallEngine()
+    engine.value[3] = float("nan")
+    with pytest.raises(CheckpointError, match="diverged: 1 of 1 weights are not finite, such as value"):
+        checkpoint.save(folder, 3, engine, {}, {"model": {}}, group)
+    assert [path.name for path in sorted(folder.iterdir())] == ["step-00000001", "step-00000002"]
+
+
+def test_disk_that_is_full_for_the_weights_alone_is_told_like_any_other(
+    folder: Path, group: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    def full(*_: Any, **__: Any) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"step 3 could not be written .*No space left on device"):
+        checkpoint.save(folder, 3, SmallEngine(), {}, {"model": {}}, group)
+    assert [path.name for path in sorted(folder.iterdir())] == ["step-00000001", "step-00000002"]
+
+
+def test_file_that_cannot_be_read_is_passed_over(folder: Path, group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    checksum = checkpoint._checksum
+
+    def bad_sector(path: Path, sync: bool) -> tuple[int, int]:
+        if path.parent.name == "step-00000002":
+            raise OSError(5, "Input/output error")
+        return checksum(path, sync)
+
+    monkeypatch.setattr(checkpoint, "_checksum", bad_sector)
+    found, _ = _found(folder, group)
+    assert found.step == 1 and "cannot be read: Input/output error" in found.rejected[0]
+
+
 def test_manifest_names_every_file(folder: Path) -> None:
     path = folder / "step-00000002"
     manifest = json.loads((path / "manifest.json").read_text())

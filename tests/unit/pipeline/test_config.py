@@ -45,6 +45,12 @@ def test_resolved_settings_read_back_equal(minimal: Path, tmp_path: Path) -> Non
         ("train.steps.much=1", "'steps' is a value, not a group"),
         ("train", "write key.sub=value"),
         ("log.every=0", "log.every = 0"),
+        ("train.seed=-1", "train.seed = -1; it must be 0 or more"),
+        ("optim.betas=[2, 3]", "optim.betas = [2.0, 3.0]; it must be two numbers"),
+        ("optim.lr=-1", "optim.lr = -1.0; it must be above 0"),
+        ("run.timeout_s=0", "run.timeout_s = 0.0; it must be above 0"),
+        ("data.threads=0", "data.threads = 0; it must be 1 or more"),
+        ("data.window_gib=0", "data.window_gib = 0.0; it must be above 0"),
     ],
 )
 def test_mistake_is_named_with_what_to_write(minimal: Path, override: str, message: str) -> None:
