@@ -1,8 +1,8 @@
-# make setup | demo | test | check | test-full; each makes .venv by itself, once.
+# make setup | demo | test | check | bench | test-full; each makes .venv by itself, once.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full check lint types fast
+.PHONY: help setup demo test test-full bench check lint types fast
 
 PY := .venv/bin/python
 PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
@@ -18,6 +18,7 @@ help:
 	@echo "make check      format, lint, types, fast tests: what to run before a commit"
 	@echo "make test       the suite as CI runs it"
 	@echo "make test-full  the suite and the long matrices"
+	@echo "make bench      measure the stream on the demo's data set, into docs/benchmarks.md"
 
 $(STAMP):
 	@python="$$(bash .ci/find-python)"; \
@@ -39,6 +40,10 @@ test: setup
 
 test-full: setup
 	$(PYTEST)
+
+bench: setup
+	@test -f demo/dataset/manifest.json || { echo "error: make demo first: it builds the data set to measure on" >&2; exit 2; }
+	$(PY) -m benchmarks.stream demo/dataset --into docs/benchmarks.md
 
 check: lint types fast
 

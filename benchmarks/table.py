@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -55,3 +57,14 @@ def render(rows: list[Row], ratios: dict[str, float], as_json: bool) -> str:
     lines += [f"| {r.name} | {r.value:,.0f} | {r.low:,.0f} to {r.high:,.0f} | {r.unit} |" for r in rows]
     lines += ["", ", ".join(f"{name}: {ratio:.2f}" for name, ratio in ratios.items())]
     return "\n".join(lines)
+
+
+def write_section(path: Path, name: str, table: str) -> None:
+    """Replace the text between the markers of `name` in a Markdown file."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    text = path.read_text()
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ConfigError(f"{path} has no section between '{begin}' and '{end}'")
+    path.write_text(f"{before}{begin}\n{table}\n{end}{after}")
