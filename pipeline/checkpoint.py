@@ -26,6 +26,7 @@ import google_crc32c
 from pipeline.distributed import all_agree
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError
+from sharding.store import sync_folder
 
 MANIFEST_NAME = "manifest.json"
 STATE_NAME = "state.json"
@@ -228,23 +229,15 @@ def _commit(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     for folder in {(temporary / name).parent for name in manifest["files"]} | {temporary}:
-        _sync_folder(folder)
+        sync_folder(folder)
     if final.exists():  # a damaged one that was rejected and is now replaced
         shutil.rmtree(final)
     temporary.rename(final)
-    _sync_folder(final.parent)
+    sync_folder(final.parent)
 
 
 def _files_of(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checksum(path: Path, sync: bool) -> tuple[int, int]:

@@ -1,18 +1,19 @@
 """The folder of a run: one owner at a time, one set of settings, and a record of what it ran on."""
 
-import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pipeline.config import Settings, dump_settings, load_settings, to_dict
 from pipeline.errors import ConfigError, StorageError
 from pipeline.metrics import write_whole
+from sharding.lock import hold
 
 CONFIG_NAME = "config.yaml"
 PACKAGES = (
@@ -62,21 +63,16 @@ def check_resumable(settings: Settings) -> list[str]:
     return changed
 
 
-def own(run_dir: Path) -> IO[str]:
-    """Make the folder and lock it for this process's life; StorageError when another process trains in it."""
+def own(run_dir: Path) -> Callable[[], None]:
+    """Make the folder and lock it until the function returned is called; StorageError when another trains in it."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = (run_dir / "lock").open("a+")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = hold(run_dir / "lock", f"the process with rank 0 on {platform.node()}")
     except BlockingIOError as error:
-        lock.seek(0)
-        owner = lock.read().strip() or "another process"
-        lock.close()
-        raise StorageError(f"{run_dir} is in use by {owner}; end it first or choose another run.dir") from error
-    lock.truncate(0)
-    lock.write(f"the process with rank 0 on {platform.node()}\n")
-    lock.flush()
-    return lock
+        raise StorageError(
+            f"{run_dir} is in use by {error.strerror}; end it first or choose another run.dir"
+        ) from error
+    return lock.close if lock else lambda: None
 
 
 def record(settings: Settings, fingerprint: str, about: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         run_dir = Path(settings.run.dir)
         changed = run_folder.check_resumable(settings)
         if ranks.is_first:
-            stack.callback(run_folder.own(run_dir).close)
+            stack.callback(run_folder.own(run_dir))
             stack.push(_say_failure(run_dir))
         all_agree(True, group)  # nobody reads the folder before rank 0 owns it
 

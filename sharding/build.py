@@ -48,8 +48,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--splits",
         default="official",
         metavar="official|geographic|FILE",
-        help="the archive's own splits (pairs without one go to train), or 80/10/10 by cells of 25 km, or a CSV of "
-        "key,split (default: official)",
+        help="the archive's own splits (pairs that these leave out go to a split 'unlisted', which is not trained on; "
+        "without any splits all go to train), or 80/10/10 by cells of 25 km, or a CSV of key,split (default: official)",
     )
     parser.add_argument(
         "--workers",

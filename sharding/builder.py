@@ -84,7 +84,7 @@ def _prepare(settings: Settings) -> _Prepared:
     sources = [open_source(name, root) for name, root in settings.sources]
     plan = make_plan(settings, sources, [source.list() for source in sources])
     layout = find_layout(plan, sources)
-    described = {name: asdict(shared) for name, shared in layout.items()}
+    described = asdict(layout)
     digests = {shard.name: shard_digest(shard, plan, described) for shard in plan.shards}
     return _Prepared(
         plan=plan, sources=sources, layout=layout, digests=digests, plan_id=plan_digest(digests.values(), plan.refused)

@@ -1,8 +1,9 @@
 """From finished shards to a data set: the manifest is written last, and before it all that lies beside it."""
 
 import contextlib
-import fcntl
 import json
+import os
+import platform
 import re
 import shutil
 import tempfile
@@ -14,15 +15,17 @@ from typing import Any, Final
 from sharding.bands import ARRAY_BANDS
 from sharding.errors import ConfigError, DataError
 from sharding.layout import Layout
+from sharding.lock import hold
 from sharding.manifest import BUILD_NAME, MANIFEST_NAME, Manifest, SourceSpec, dump_manifest
 from sharding.plan import Plan
 from sharding.shard_task import BUILD_FOLDER, ShardResult
 from sharding.sources.base import Refusal, Source
+from sharding.splits import SERIES
 from sharding.statistics import band_statistics, merge
 from sharding.store import Store
 
 BAD_NAME: Final = "bad.jsonl"
-_OURS: Final = re.compile(r"(?:shards|index)/(?:train|val|test)-\d{6}\.(?:tar|idx)")
+_OURS: Final = re.compile(rf"(?:shards|index)/(?:{'|'.join(SERIES)})-\d{{6}}\.(?:tar|idx)")
 _PARTIAL: Final = re.compile(r"(?:(?:shards|index)/)?\.[^/]+\.[0-9a-f]{32}\.partial")
 _LOCK: Final = f"{BUILD_FOLDER}/lock"
 
@@ -37,8 +40,9 @@ def find_finished(store: Store, plan_digest: str) -> bool:
         known = None
     if known != plan_digest:
         raise DataError(
-            f"{store.url} holds a finished data set, built from other files or with other settings; "
-            "choose another --out, or delete it first"
+            f"{store.url} holds a finished data set, built from other files or with other settings (modification times "
+            "count too, so a fresh copy of the archives is other files); use it as it is if only those changed, "
+            "else choose another --out, or delete it first"
         )
     return True
 
@@ -59,11 +63,13 @@ def building(store: Store) -> Iterator[Path]:
         if strangers:
             raise DataError(f"{store.url} has a folder {strangers[0]} that no build here left; choose another --out")
     build.mkdir(parents=True, exist_ok=True)
-    with (out / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(f"another build is writing to {store.url}; wait for it or choose another --out") from error
+    try:
+        lock = hold(out / _LOCK, f"process {os.getpid()} on {platform.node()}")
+    except BlockingIOError as error:
+        raise DataError(
+            f"another build ({error.strerror}) is writing to {store.url}; wait for it or choose another --out"
+        ) from error
+    with lock or contextlib.nullcontext():
         for stale in build.glob("scratch-*"):
             shutil.rmtree(stale)
         scratch = Path(tempfile.mkdtemp(prefix="scratch-", dir=build))
@@ -96,7 +102,7 @@ def make_manifest(plan: Plan, layout: Layout, sources: list[Source], results: li
     counted = [result for result in results if result.spec and result.spec.split == "train"] or results
     moments = merge([result.moments for result in counted])
     arrays = []
-    for name, shared in layout.items():
+    for name, shared in layout.arrays.items():
         bands = tuple(band for band in ARRAY_BANDS[name] if band in present)
         if bands:
             arrays.append(shared.spec(name, bands))

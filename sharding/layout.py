@@ -1,4 +1,4 @@
-"""The one shape, type and unit that each array has in a data set, taken from a few of its samples."""
+"""The one level of S2 in a data set, and the one shape, type and unit of each array, taken from a few samples."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -10,6 +10,7 @@ from sharding.plan import Plan
 from sharding.sources.base import MIXED, PairError, Sample, Source, StoredArray
 
 _VOTERS: Final = 5
+_ONE_KIND: Final = "one data set holds one kind, build another from the rest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,23 @@ class ArrayLayout:
         return ArraySpec(name=name, bands=bands, **shared)
 
 
-Layout = dict[str, ArrayLayout]
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What all samples of a data set share."""
+
+    arrays: dict[str, ArrayLayout]
+    """By name, in storage order."""
+    level: str = ""
+    """Processing level of S2: top-of-atmosphere (L1C) and surface (L2A) reflectance have other statistics."""
+    level_key: str = ""
+    """A sample of this level, for messages."""
 
 
 def find_layout(plan: Plan, sources: list[Source]) -> Layout:
     """The layout that most of the first few readable samples have, in the order of the plan."""
     pairs = [item for shard in plan.shards for item in shard.pairs]
     wanted = {array_of(band) for _, pair in pairs for band in pair.bands}
+    levels: Counter[str] = Counter()
     votes: dict[str, Counter[tuple[Any, ...]]] = {name: Counter() for name in ARRAY_BANDS if name in wanted}
     keys: dict[tuple[Any, ...], str] = {}
     for number, pair in pairs:
@@ -50,30 +61,41 @@ def find_layout(plan: Plan, sources: list[Source]) -> Layout:
             sample = sources[number].read(pair)
         except PairError:
             continue  # it is counted where its shard is built
+        levels[sample.level] += 1
+        keys.setdefault((sample.level,), pair.key)
         for name, array in sample.arrays.items():
             votes[name][_shared(array)] += 1
             keys.setdefault((name, *_shared(array)), pair.key)
-    layout = {}
+    arrays = {}
     for name, counter in votes.items():
         if counter:
             height, width, dtype, units, gsd_m, scale = shared = counter.most_common(1)[0][0]
-            layout[name] = ArrayLayout(
+            arrays[name] = ArrayLayout(
                 height=height, width=width, dtype=dtype, units=units, gsd_m=gsd_m, scale=scale, key=keys[name, *shared]
             )
-    return layout
+    if not levels:
+        return Layout(arrays=arrays)
+    level = levels.most_common(1)[0][0]
+    return Layout(arrays=arrays, level=level, level_key=keys[level,])
 
 
 def require_layout(sample: Sample, layout: Layout, file: str) -> None:
-    """PairError that names both samples when an array is not as in the rest of the data set."""
+    """PairError that names both samples when the level or an array is not as in the rest of the data set."""
+    if sample.level != layout.level:
+        raise PairError(
+            MIXED,
+            file,
+            f"S2 of {sample.key} is {sample.level}, of {layout.level_key} {layout.level}; {_ONE_KIND}",
+        )
     for name, array in sample.arrays.items():
-        shared = layout[name]
+        shared = layout.arrays[name]
         expected = (shared.height, shared.width, shared.dtype, shared.units, shared.gsd_m, shared.scale)
         if _shared(array) != expected:
             raise PairError(
                 MIXED,
                 file,
                 f"{name} of {sample.key} is {_described(_shared(array))}, of {shared.key} {_described(expected)}; "
-                "one data set holds one kind, build another from the rest",
+                f"{_ONE_KIND}",
             )
 
 

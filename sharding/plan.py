@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sharding.errors import ConfigError, DataError
 from sharding.sources.base import Listing, Pair, Refusal, Source
-from sharding.splits import SPLITS, assign_splits
+from sharding.splits import SERIES, assign_splits
 
 FORMAT: Final = 1
 """Raised whenever the same pixels would give other bytes, so that no build goes on with shards of another program."""
@@ -73,7 +73,7 @@ def make_plan(settings: Settings, sources: list[Source], listings: list[Listing]
                 duplicates.append(pair.key)
             else:
                 pairs[pair.key] = (number, pair)
-    refused = tuple(refusal for listing in listings for refusal in listing.refused)
+    refused = [refusal for listing in listings for refusal in listing.refused]
     if not pairs and not refused:
         roots = ", ".join(source.root for source in sources)
         raise DataError(f"no pair of S1 and S2 was found in {roots}; is it the right folder?")
@@ -83,20 +83,20 @@ def make_plan(settings: Settings, sources: list[Source], listings: list[Listing]
         names = ", ".join(duplicates[:_SHOWN]) + more
         notes.append(f"{len(duplicates)} pairs are in two sources and kept once, from the first: {names}")
     shuffled = sorted(pairs.values(), key=lambda item: _rank(item[1].key, settings.seed))
-    splits, num_unassigned = assign_splits([(sources[n], pair) for n, pair in shuffled], settings.splits)
-    if num_unassigned:
-        notes.append(f"{num_unassigned} pairs have no official split and go to train")
+    num_found = len(pairs) + len(duplicates) + len(refused)
+    assigned = assign_splits(shuffled, sources, listings, settings.splits)
     by_split: dict[str, list[tuple[int, Pair]]] = {}
-    for item, split in zip(shuffled, splits, strict=True):
-        by_split.setdefault(split, []).append(item)
-    shards = [shard for split in SPLITS for shard in _cut(split, by_split.get(split, []), settings)]
+    for item, split in zip(shuffled, assigned.splits, strict=True):
+        if split is not None:
+            by_split.setdefault(split, []).append(item)
+    shards = [shard for split in SERIES for shard in _cut(split, by_split.get(split, []), settings)]
     return Plan(
         settings=settings,
         shards=tuple(shards),
         vocabulary=_vocabulary(sources, [pair for _, pair in shuffled]),
-        refused=refused,
-        notes=tuple(notes),
-        num_found=len(pairs) + len(duplicates) + len(refused),
+        refused=(*refused, *assigned.refused),
+        notes=(*notes, *assigned.notes),
+        num_found=num_found,
         num_duplicates=len(duplicates),
     )
 

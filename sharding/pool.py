@@ -59,13 +59,22 @@ def _run_spawned(tasks: list[ShardTask], workers: int, advance: Callable[[int], 
 def _sigint_held() -> Iterator[None]:
     """Processes spawned here never see Ctrl-C, which reaches the whole group: the parent alone decides.
 
-    They inherit the blocked signal; a Ctrl-C in the meantime waits and is not lost, as it would be if it were ignored.
+    They inherit the blocked signal. In the parent a Ctrl-C in the meantime is held and raised at the end: ignoring it
+    would lose it, and blocking alone does not stop it, since Python answers in the main thread whichever got it.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            raise KeyboardInterrupt
 
 
 def _work(task: ShardTask) -> ShardResult:

@@ -111,7 +111,7 @@ def build_shard(task: ShardTask, progress: Callable[[], None]) -> ShardResult:
     try:
         with _naming(partial):
             with ShardWriter(
-                partial, arrays=tuple(task.layout), codec=task.codec, vocabulary=task.vocabulary
+                partial, arrays=tuple(task.layout.arrays), codec=task.codec, vocabulary=task.vocabulary
             ) as writer:
                 for number, pair in task.shard.pairs:
                     try:

@@ -1,16 +1,25 @@
-"""Which pair goes into which split: the source's own, by cells of the earth, or by a file."""
+"""Which pair goes into which split: the source's own, by cells of the earth, or by a file.
+
+Pairs that a source with splits leaves out (BigEarthNet's authors do so with snow and clouds) make a split of their own,
+`unlisted`: they are kept and counted, and not trained on.
+"""
 
 import csv
 import hashlib
 import io
 import math
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Final
 
 from sharding.errors import ConfigError, DataError
-from sharding.sources.base import Pair, Source
+from sharding.sources.base import METADATA, Listing, Pair, PairError, Refusal, Source
 from sharding.sources.pair_table import normalise_split
 
 SPLITS: Final = ("train", "val", "test")
+UNLISTED: Final = "unlisted"
+SERIES: Final = (*SPLITS, UNLISTED)
+"""Every split that a data set may have, in the order of its shards."""
 OFFICIAL: Final = "official"
 GEOGRAPHIC: Final = "geographic"
 CELL_KM: Final = 25.0
@@ -19,13 +28,24 @@ _SHARES: Final = (("train", 0.8), ("val", 0.9), ("test", 1.0))
 _SHOWN: Final = 5
 
 
-def assign_splits(pairs: list[tuple[Source, Pair]], rule: str) -> tuple[list[str], int]:
-    """The split of each pair, and how many went to train for want of an official one."""
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """Where the pairs go."""
+
+    splits: list[str | None]
+    """One a pair, in the order given; None when the pair is refused."""
+    refused: list[Refusal] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def assign_splits(
+    pairs: list[tuple[int, Pair]], sources: list[Source], listings: list[Listing], rule: str
+) -> Assignment:
+    """The split of each pair, which comes with the number of its source."""
     if rule == OFFICIAL:
-        named = [normalise_split(pair.split or "") for _, pair in pairs]
-        return [split or "train" for split in named], sum(split is None for split in named)
+        return _official(pairs, sources, listings)
     if rule == GEOGRAPHIC:
-        return _geographic(pairs), 0
+        return _geographic([(sources[number], pair) for number, pair in pairs])
     listed = _read_table(rule)
     unlisted = [pair.key for _, pair in pairs if pair.key not in listed]
     if unlisted:
@@ -33,7 +53,7 @@ def assign_splits(pairs: list[tuple[Source, Pair]], rule: str) -> tuple[list[str
         raise DataError(
             f"{rule} has no row for {len(unlisted)} of {len(pairs)} keys ({', '.join(unlisted[:_SHOWN])}{more})"
         )
-    return [listed[pair.key] for _, pair in pairs], 0
+    return Assignment(splits=[listed[pair.key] for _, pair in pairs])
 
 
 def cell(lon: float, lat: float) -> tuple[int, int]:
@@ -52,24 +72,67 @@ def split_of_cell(row: int, column: int) -> str:
     return next(split for split, bound in _SHARES if share < bound)
 
 
-def _geographic(pairs: list[tuple[Source, Pair]]) -> list[str]:
+def _official(pairs: list[tuple[int, Pair]], sources: list[Source], listings: list[Listing]) -> Assignment:
+    splits: list[str | None] = []
+    without: Counter[int] = Counter()
+    for number, pair in pairs:
+        split = normalise_split(pair.split or "")
+        if split is None:
+            without[number] += 1
+            split = UNLISTED if listings[number].has_splits else "train"
+        splits.append(split)
+    totals = Counter(number for number, _ in pairs)
+    notes = []
+    for number, count in sorted(without.items()):
+        root = sources[number].root
+        if listings[number].has_splits:
+            notes.append(
+                f"{count} of {totals[number]} pairs of {root} are in none of its splits: they are kept in the split "
+                f"{UNLISTED}, which is not trained on"
+            )
+        else:
+            notes.append(f"{root} has no splits, so all of its {count} pairs go to train")
+    return Assignment(splits=splits, notes=notes)
+
+
+def _geographic(pairs: list[tuple[Source, Pair]]) -> Assignment:
     from sharding.sources.raster import to_degrees
 
+    splits: list[str | None] = [None] * len(pairs)
+    refused: list[Refusal] = []
     by_crs: dict[str, list[tuple[int, tuple[float, float]]]] = {}
     for i, (source, pair) in enumerate(pairs):
-        place = source.centre(pair)
+        try:
+            place = source.centre(pair)
+        except PairError as error:
+            refused.append(_refusal(pair, error))
+            continue
         if place is None:
             raise DataError(
                 f"{pair.key} of {source.root} has no coordinates, so --splits geographic cannot place it; "
                 "use --splits official or a FILE"
             )
         by_crs.setdefault(place[0], []).append((i, (place[1], place[2])))
-    splits = [""] * len(pairs)
     for crs, members in sorted(by_crs.items()):
-        degrees = to_degrees(crs, [point for _, point in members])
-        for (i, _), (lon, lat) in zip(members, degrees, strict=True):
-            splits[i] = split_of_cell(*cell(lon, lat))
-    return splits
+        try:
+            groups = [(members, to_degrees(crs, [point for _, point in members]))]
+        except ValueError:  # one bad place fails all of its CRS, so each is asked for alone
+            groups = []
+            for i, point in members:
+                try:
+                    groups.append(([(i, point)], to_degrees(crs, [point])))
+                except ValueError as error:
+                    pair = pairs[i][1]
+                    message = f"its centre {point[0]:.10g} {point[1]:.10g} in {crs:.40} is no place on earth ({error})"
+                    refused.append(_refusal(pair, PairError(METADATA, pair.s2, message)))
+        for group, degrees in groups:
+            for (i, _), (lon, lat) in zip(group, degrees, strict=True):
+                splits[i] = split_of_cell(*cell(lon, lat))
+    return Assignment(splits=splits, refused=refused)
+
+
+def _refusal(pair: Pair, error: PairError) -> Refusal:
+    return Refusal(key=pair.key, source=pair.source, reason=error.reason, file=error.file, message=error.message)
 
 
 def _read_table(path: str) -> dict[str, str]:

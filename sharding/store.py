@@ -98,18 +98,8 @@ class Store:
     def write(self, path: str, content: bytes) -> None:
         """Write a whole small file, atomically."""
         if self.is_local:
-            target = Path(self.full(path))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-            try:
-                with partial.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(target)
-                _fsync_folder(target.parent)
-            finally:
-                partial.unlink(missing_ok=True)
+            with _appearing_whole(Path(self.full(path))) as partial:
+                partial.write_bytes(content)
             return
         with self._told("write", path):
             self.fs.pipe_file(self.full(path), content)
@@ -117,17 +107,8 @@ class Store:
     def put(self, local: Path, path: str) -> None:
         """Move the finished local file to `path`, atomically; the local file is gone afterwards."""
         if self.is_local:
-            target = Path(self.full(path))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-            try:
+            with _appearing_whole(Path(self.full(path))) as partial:
                 shutil.move(local, partial)
-                with partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                partial.replace(target)
-                _fsync_folder(target.parent)
-            finally:
-                partial.unlink(missing_ok=True)
             return
         with self._told("write", path):
             self.fs.put_file(str(local), self.full(path))
@@ -144,7 +125,23 @@ class Store:
             self.fs.rm_file(self.full(path))
 
 
-def _fsync_folder(folder: Path) -> None:
+@contextlib.contextmanager
+def _appearing_whole(target: Path) -> Iterator[Path]:
+    """Gives a path to write to, beside `target`; after the block it is synced to disk and takes the target's place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(target)
+        sync_folder(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

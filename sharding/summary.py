@@ -82,8 +82,8 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
     labels = list(figures["splits"][names[0]]["labels"]) if names else []
     if labels:
         width = max(len(label) for label in labels)
-        lines += ["", f"{'label':<{width}}" + "".join(f"{name:>8}" for name in names)]
+        lines += ["", f"{'label':<{width}}" + "".join(f"{name:>10}" for name in names)]
         for label in labels:
-            counts = "".join(f"{figures['splits'][name]['labels'][label]:>8}" for name in names)
+            counts = "".join(f"{figures['splits'][name]['labels'][label]:>10}" for name in names)
             lines.append(f"{label:<{width}}{counts}")
     return lines

@@ -85,6 +85,8 @@ class Listing:
     pairs: list[Pair]
     refused: list[Refusal] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    has_splits: bool = False
+    """Whether the source says splits at all, be it of pairs that are not here; then a pair without one was left out."""
 
 
 @dataclass(frozen=True, kw_only=True)

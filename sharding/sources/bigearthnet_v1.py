@@ -55,7 +55,7 @@ class BigEarthNetV1(Source):
         splits, listed_twice = self._splits()
         s2_left = set(self.tree.folders(s2_folder))
         taken: set[str] = set()
-        listing = Listing(pairs=[])
+        listing = Listing(pairs=[], has_splits=bool(splits))
         for name in self.tree.folders(s1_folder):
             key, s1 = name, f"{s1_folder}/{name}"
             try:

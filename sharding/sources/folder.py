@@ -21,7 +21,7 @@ from sharding.sources.base import (
     SourceFile,
 )
 from sharding.sources.pair_table import TableRow, parse_table
-from sharding.sources.raster import Raster, read_raster
+from sharding.sources.raster import Raster, read_grid, read_raster
 from sharding.sources.tree import Tree
 
 _TABLES = ("pairs.csv", "manifest.csv")
@@ -49,7 +49,7 @@ class Folder(Source):
         if table not in files:
             raise ConfigError(f"there is no {self.tree.store.name(table or _TABLES[0])}; give --root a CSV of pairs")
         rows, extra = parse_table(self.tree.read(table), self.tree.store.name(table))
-        listing = Listing(pairs=[])
+        listing = Listing(pairs=[], has_splits=any(row.split for row in rows))
         if extra:
             listing.notes.append(f"columns of {table} that nothing reads: {', '.join(extra)}")
         for row in rows:
@@ -67,8 +67,8 @@ class Folder(Source):
         """Both halves as the row declares them."""
         settings = dict(pair.attributes)
         rasters = {
-            **self._read_half(pair.s1, tuple(settings.pop("s1_bands"))),
-            **self._read_half(pair.s2, tuple(settings.pop("s2_bands"))),
+            **self._read_half(pair.s1, tuple(settings.pop("s1_bands")), "S1"),
+            **self._read_half(pair.s2, tuple(settings.pop("s2_bands")), "S2"),
         }
         rasters = {band: rasters[band] for bands in ARRAY_BANDS.values() for band in bands if band in rasters}
         arrays = arrays_of(rasters, s1_units=str(settings.pop("s1_units")), s2_offset=float(settings.pop("s2_offset")))
@@ -84,6 +84,16 @@ class Folder(Source):
             split=pair.split,
             attributes=settings,
         )
+
+    def centre(self, pair: Pair) -> tuple[str, float, float] | None:
+        """From the header of the first raster of S1, whose footprint is that of all; no pixel is read."""
+        bands = tuple(dict(pair.attributes)["s1_bands"])
+        if pair.s1.lower().endswith(_SUFFIXES):
+            grid = read_grid(self.tree, pair.s1, bands)
+        else:
+            first = next(band for band in ARRAY_BANDS["s1"] if band in bands)
+            grid = read_grid(self.tree, self._chosen(pair.s1, (first,), "S1")[first].path, (first,))
+        return None if grid.centre is None else (grid.crs, *grid.centre)
 
     def _pair(self, row: TableRow) -> Pair:
         s1 = self._files(row.s1_path, row.s1_bands, "S1")
@@ -117,13 +127,17 @@ class Folder(Source):
             if name not in files:
                 raise PairError(MISSING_HALF, path, f"the {half} half is missing; put the file there or drop the row")
             return (files[name],)
+        return tuple(self._chosen(path, bands, half).values())
+
+    def _chosen(self, path: str, bands: tuple[str, ...], half: str) -> dict[str, SourceFile]:
+        """The files of `bands` in the folder `path`, in this order."""
         found = self._by_band(path)
         if not found:
             raise PairError(MISSING_HALF, path, f"the {half} half is missing: no GeoTIFF of a band lies there")
         missing = [band for band in bands if band not in found]
         if missing:
             raise PairError(MISSING_BAND, path, f"it holds no {', '.join(missing)}, which the row declares")
-        return tuple(found[band] for band in bands)
+        return {band: found[band] for band in bands}
 
     def _by_band(self, path: str) -> dict[str, SourceFile]:
         found: dict[str, SourceFile] = {}
@@ -137,11 +151,7 @@ class Folder(Source):
             found[band] = file
         return found
 
-    def _read_half(self, path: str, bands: tuple[str, ...]) -> dict[str, Raster]:
+    def _read_half(self, path: str, bands: tuple[str, ...], half: str) -> dict[str, Raster]:
         if path.lower().endswith(_SUFFIXES):
             return split_bands(read_raster(self.tree, path, bands), bands)
-        found = self._by_band(path)
-        missing = [band for band in bands if band not in found]
-        if missing:
-            raise PairError(MISSING_BAND, path, f"it holds no {', '.join(missing)}, which the row declares")
-        return {band: read_raster(self.tree, found[band].path, (band,)) for band in bands}
+        return {b: read_raster(self.tree, file.path, (b,)) for b, file in self._chosen(path, bands, half).items()}

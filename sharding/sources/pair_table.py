@@ -14,6 +14,7 @@ ALIASES: Final = {"pair_id": "key", "date_s1": "s1_date", "date_s2": "s2_date"}
 REQUIRED: Final = ("key", "s1_path", "s2_path", "s1_bands", "s2_bands", "s1_units", "s2_level")
 OPTIONAL: Final = ("s2_units", "s2_offset", "s1_date", "s2_date", "split", "labels", "country")
 S1_UNITS: Final = {"db": "dB", "linear": "linear"}
+S2_LEVELS: Final = ("L1C", "L2A")
 SPLITS: Final = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -99,7 +100,7 @@ def _row(number: int, cells: dict[str, str]) -> TableRow:
         raise ValueError(f"s1_units is '{cells['s1_units']}'; write dB or linear")
     if cells.get("s2_units", "DN") not in ("", "DN"):
         raise ValueError(f"s2_units is '{cells['s2_units']}'; only digital numbers (DN) can be stored")
-    if cells["s2_level"] not in ("L1C", "L2A"):
+    if cells["s2_level"].upper() not in S2_LEVELS:
         raise ValueError(f"s2_level is '{cells['s2_level']}'; write L1C or L2A")
     try:
         offset = float(cells.get("s2_offset") or 0)
@@ -113,7 +114,7 @@ def _row(number: int, cells: dict[str, str]) -> TableRow:
         s1_bands=_bands(cells["s1_bands"], S1_BANDS, "s1_bands"),
         s2_bands=_bands(cells["s2_bands"], S2_BANDS, "s2_bands"),
         s1_units=S1_UNITS[units],
-        s2_level=cells["s2_level"],
+        s2_level=cells["s2_level"].upper(),
         s2_offset=offset,
         s1_date=cells.get("s1_date", ""),
         s2_date=cells.get("s2_date", ""),

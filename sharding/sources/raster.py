@@ -1,13 +1,16 @@
 """GeoTIFFs, read whole, with their grid; every failure names the file."""
 
+import contextlib
 import functools
+import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 import rasterio
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from sharding.errors import DataError
@@ -43,6 +46,15 @@ class Grid:
         a, b, c, d, e, f = self.transform
         return (c, f, a * self.width + b * self.height + c, d * self.width + e * self.height + f)
 
+    @property
+    def centre(self) -> tuple[float, float] | None:
+        """The middle, in its CRS; None without one."""
+        if not self.crs or self.transform is None:
+            return None
+        a, b, c, d, e, f = self.transform
+        row, column = self.height / 2, self.width / 2
+        return a * column + b * row + c, d * column + e * row + f
+
 
 @dataclass(frozen=True, kw_only=True)
 class Raster:
@@ -55,6 +67,19 @@ class Raster:
 
 def read_raster(tree: Tree, path: str, bands: tuple[str, ...]) -> Raster:
     """The GeoTIFF at `path`, which is to hold exactly `bands` in this order; PairError otherwise."""
+    with _opened(tree, path) as dataset:
+        grid = _grid(dataset, path, bands)
+        return Raster(path=path, data=dataset.read(), grid=grid)
+
+
+def read_grid(tree: Tree, path: str, bands: tuple[str, ...]) -> Grid:
+    """The same from the header alone: where the pixels lie, without reading one."""
+    with _opened(tree, path) as dataset:
+        return _grid(dataset, path, bands)
+
+
+@contextlib.contextmanager
+def _opened(tree: Tree, path: str) -> Iterator[Any]:
     local = tree.local(path)
     try:
         with rasterio.Env(**_GDAL), warnings.catch_warnings():
@@ -63,9 +88,10 @@ def read_raster(tree: Tree, path: str, bands: tuple[str, ...]) -> Raster:
                 if not local.is_file():
                     raise PairError(MISSING_BAND, path, "the file is missing; fetch it again")
                 with rasterio.open(local) as dataset:
-                    return _read(dataset, path, bands)
-            with MemoryFile(tree.read(path)) as memory, memory.open() as dataset:
-                return _read(dataset, path, bands)
+                    yield dataset
+            else:
+                with MemoryFile(tree.read(path)) as memory, memory.open() as dataset:
+                    yield dataset
     except RasterioError as error:
         raise PairError(CORRUPT, path, f"it cannot be read as a GeoTIFF ({error}); fetch it again") from error
     except PairError:
@@ -74,7 +100,7 @@ def read_raster(tree: Tree, path: str, bands: tuple[str, ...]) -> Raster:
         raise PairError(MISSING_BAND, path, f"{error}; fetch it again") from error
 
 
-def _read(dataset: Any, path: str, bands: tuple[str, ...]) -> Raster:
+def _grid(dataset: Any, path: str, bands: tuple[str, ...]) -> Grid:
     if dataset.count != len(bands):
         raise PairError(BANDS, path, f"it has {dataset.count} bands where {', '.join(bands)} were declared")
     named = [band_name(text) for text in dataset.descriptions]
@@ -85,8 +111,7 @@ def _read(dataset: Any, path: str, bands: tuple[str, ...]) -> Raster:
         raise PairError(BANDS, path, f"it names its bands {found} where {', '.join(bands)} were declared")
     crs = _crs_name(dataset.crs.to_wkt()) if dataset.crs else ""
     transform = None if dataset.transform.is_identity else tuple(dataset.transform)[:6]
-    grid = Grid(crs=crs, transform=transform, height=dataset.height, width=dataset.width)
-    return Raster(path=path, data=dataset.read(), grid=grid)
+    return Grid(crs=crs, transform=transform, height=dataset.height, width=dataset.width)
 
 
 @functools.lru_cache(maxsize=256)
@@ -102,8 +127,17 @@ def _is_metric(crs: str) -> bool:
 
 
 def to_degrees(crs: str, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Longitude and latitude of `points`, rounded to 1e-7 degrees (1 cm) so that every machine gets the same."""
+    """Longitude and latitude of `points`, rounded to 1e-7 degrees (1 cm) so that every machine gets the same.
+
+    ValueError when the CRS is unknown, or when any point lies outside of it.
+    """
+    from rasterio._err import CPLE_BaseError  # what PROJ says reaches us in no public class
     from rasterio.warp import transform
 
-    lons, lats = transform(crs, "EPSG:4326", [x for x, _ in points], [y for _, y in points])
+    try:
+        lons, lats = transform(crs, "EPSG:4326", [x for x, _ in points], [y for _, y in points])
+    except (CRSError, CPLE_BaseError) as error:
+        raise ValueError(str(error)) from error
+    if not all(math.isfinite(value) for value in (*lons, *lats)):
+        raise ValueError("coordinates that are not finite")
     return [(round(lon, 7), round(lat, 7)) for lon, lat in zip(lons, lats, strict=True)]

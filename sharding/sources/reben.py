@@ -58,7 +58,7 @@ class ReBEN(Source):
         rows = self._metadata()
         s2_patches = self.store.s2_patches()
         s1_left = set(self.store.s1_patches())
-        listing = Listing(pairs=[])
+        listing = Listing(pairs=[], has_splits=any(row.split for row in rows.values()))
         for key in s2_patches:
             row = rows.get(key)
             if row is not None:

@@ -47,8 +47,8 @@ def test_url_as_run_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_second_owner_is_refused_until_the_first_leaves(tmp_path: Path) -> None:
-    lock = own(tmp_path)
+    release = own(tmp_path)
     with pytest.raises(StorageError, match="in use by the process with rank 0"):
         own(tmp_path)
-    lock.close()
-    own(tmp_path).close()
+    release()
+    own(tmp_path)()

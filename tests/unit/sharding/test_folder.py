@@ -4,8 +4,10 @@ import csv
 
 import numpy as np
 import pytest
+import rasterio
 
 from sharding.errors import ConfigError, DataError
+from sharding.manifest import parse_manifest
 from sharding.sources import open_source
 from tests.trees import pixels_of, smooth, write_tif
 from tests.unit.sharding.conftest import run_build
@@ -123,6 +125,42 @@ def test_pairs_without_coordinates_are_kept(root, pixels):
     assert sample.centre is None
 
 
+@pytest.mark.parametrize("half", ["s1", "s2"])
+def test_the_centre_comes_from_the_header_and_no_pixel_is_read(root, pixels, half, monkeypatch):
+    """Whether the half is one file or a folder of bands."""
+    for band in ("VV", "VH"):
+        write_tif(root / "bands" / f"{band}.tif", pixels[band], CORNER)
+    write_table(root, {**ROW, "s1_path": {"s1": "s1/a.tif", "s2": "bands"}[half]})
+    source = open_source("folder", str(root / "pairs.csv"))
+    [pair] = source.list().pairs
+    expected = source.read(pair).centre
+    assert expected == (CORNER[0] + 600, CORNER[1] - 600)
+
+    def unread(*_, **__):
+        raise AssertionError("pixels were read")
+
+    monkeypatch.setattr(rasterio.io.DatasetReader, "read", unread, raising=True)
+    assert source.centre(pair) == ("EPSG:32633", *expected)
+    with pytest.raises(AssertionError, match="pixels were read"):
+        source.read(pair)
+
+
+def test_a_raster_without_a_header_is_refused_when_pairs_are_placed(root, tmp_path):
+    write_table(root, ROW, {**ROW, "key": "b", "s1_path": "broken.tif"})
+    (root / "broken.tif").write_bytes(b"no tiff")
+    arguments = ["--source", "folder", "--root", root / "pairs.csv", "--splits", "geographic"]
+    ended = run_build(*arguments, "--out", tmp_path / "out", "--max-bad", 1, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.figures["refused_by_reason"] == {"corrupt file": 1}
+    assert ended.figures["samples_built"] == 1
+
+
+def test_rows_without_a_split_are_unlisted_when_others_have_one(root, tmp_path):
+    write_table(root, ROW, {**ROW, "key": "b", "split": ""}, {**ROW, "key": "c", "split": ""})
+    ended = run_build("--source", "folder", "--root", root / "pairs.csv", "--out", tmp_path / "out", "--json")
+    assert {name: split["samples"] for name, split in ended.figures["splits"].items()} == {"val": 1, "unlisted": 2}
+
+
 def test_columns_that_nothing_reads_are_told_once(root):
     write_table(root, {**ROW, "licence": "CC0", "photographer": "me"})
     listing = open_source("folder", str(root / "pairs.csv")).list()
@@ -226,3 +264,18 @@ def test_arrays_unlike_the_rest_are_refused_naming_both(root, pixels, tmp_path):
     said = refusal(root, tmp_path)
     assert "s1 of small is 64x64 float32 dB at 10 m, of k" in said
     assert "120x120 float32 dB at 10 m" in said
+
+
+def test_two_processing_levels_are_refused_naming_both(root, tmp_path):
+    """However few the arrays have in common: the level is the data set's."""
+    rows = [{**ROW, "key": f"k{i}", "s2_level": "l2a" if i == 1 else "L2A"} for i in range(4)]
+    top = {**ROW, "key": "top", "s2_bands": "B8A", "s2_level": "L1C"}
+    write_table(root, *({**row, "s2_bands": "B02,B03,B04"} for row in rows), top)
+    said = refusal(root, tmp_path)
+    assert "1 of 5 pairs are refused (1 unlike the data set)" in said
+    assert "s2: S2 of top is L1C, of k" in said
+    assert " L2A; one data set holds one kind, build another from the rest" in said
+    arguments = ["--source", "folder", "--root", root / "pairs.csv", "--out", tmp_path / "out", "--max-bad", 1]
+    assert run_build(*arguments).code == 0
+    manifest = parse_manifest((tmp_path / "out" / "manifest.json").read_bytes(), "")
+    assert [source.levels for source in manifest.sources] == [("L2A",)]

@@ -1,7 +1,9 @@
 """Builds that are killed, interrupted or run out of disk leave nothing that looks finished, and go on."""
 
 import errno
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sharding.commit import building
+from sharding.lock import hold
 from sharding.store import Store
 from tests.trees import make_bigearthnet_v1, make_reben
 from tests.unit.sharding.conftest import ROOT, Archive, contents, run_build
@@ -89,22 +92,48 @@ def test_ctrl_c_is_one_sentence_and_leaves_nothing_half_written(larger, workers,
         assert tar.stat().st_size % 10240 == 0
 
 
+def can_mount() -> bool:
+    command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/tmp"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+BUILD_ON_600_KB = """
+import errno, os
+from sharding import build, writer
+from sharding.command import run_command
+
+left, write = 600_000, writer._Sink.write
+
+def limited(sink, content):
+    global left
+    left -= len(content)
+    if left < 0:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return write(sink, content)
+
+writer._Sink.write = limited
+run_command(build.main)
+"""
+
+
 @pytest.mark.chaos
-def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(larger, tmp_path):
-    """On a real file system of 600 kB, in a namespace of its own."""
+@pytest.mark.parametrize("disk", ["writes that fail", *(["a file system of 600 kB"] if can_mount() else [])])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(larger, disk, tmp_path):
+    """On a real file system in a namespace of its own where that is allowed; by refused writes everywhere."""
     out = tmp_path / "out"
     out.mkdir()
+    program, *arguments = command(larger, out, "--workers", 1)
+    if disk == "writes that fail":
+        program, arguments = f"{program} -c '{BUILD_ON_600_KB}'", arguments[2:]
     script = (
-        f"mount -t tmpfs -o size=600k none {out} && "
-        f"{' '.join(command(larger, out, '--workers', 1))}; code=$?; find {out} -name '*.partial'; "
+        f"{program} {' '.join(arguments)}; code=$?; find {out} -name '*.partial'; "
         f"ls {out}/shards 2>&1 | wc -l; exit $code"
     )
-    probe = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(out)], capture_output=True)
-    if probe.returncode != 0:
-        pytest.skip("no unprivileged mounts on this machine")
-    ended = subprocess.run(
-        ["unshare", "-rm", "bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    if disk == "writes that fail":
+        run_in = ["bash", "-c", script]
+    else:
+        run_in = ["unshare", "-rm", "bash", "-c", f"mount -t tmpfs -o size=600k none {out} && {script}"]
+    ended = subprocess.run(run_in, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: No space left on device: ")
     assert len(ended.stderr.splitlines()) == 1
@@ -112,7 +141,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(larger, tmp
 
 
 def test_a_disk_that_fills_up_while_a_shard_is_synced(v1, tmp_path, monkeypatch):
-    """The same on machines without mounts: the last write of a shard finds no space."""
+    """The last bytes of a shard find no space, when all writes before seemed to have been done."""
 
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -132,7 +161,40 @@ def test_two_builds_into_one_folder_do_not_mix(v1, tmp_path):
     with building(Store(str(tmp_path / "out"))):
         ended = run_build(*v1.arguments, "--out", tmp_path / "out")
     assert ended.code == 1
-    assert "another build is writing to" in ended.err
+    assert f"another build (process {os.getpid()} on " in ended.err
+    assert f"is writing to {tmp_path / 'out'}" in ended.err
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_told_and_built_on(v1, tmp_path, monkeypatch, code):
+    def no_locks(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    ended = run_build(*v1.arguments, "--out", tmp_path / "out")
+    assert ended.code == 0
+    [warning] = ended.err.splitlines()
+    assert warning.startswith(f"warning: {tmp_path / 'out' / '.build'} is on a file system without locks (")
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_lock_that_fails_otherwise_is_no_file_system_without_locks(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        hold(tmp_path / "lock", "me")
+
+
+def test_a_lock_names_its_holder_and_ends_with_its_file(tmp_path):
+    first = hold(tmp_path / "lock", "the first owner, with a long name")
+    with pytest.raises(BlockingIOError) as told:
+        hold(tmp_path / "lock", "the second")
+    assert told.value.strerror == "the first owner, with a long name"
+    first.close()
+    with hold(tmp_path / "lock", "the second"):
+        assert (tmp_path / "lock").read_text() == "the second\n"
 
 
 def test_what_an_interrupted_build_left_is_removed(fresh_v1, tmp_path):

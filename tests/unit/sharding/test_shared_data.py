@@ -14,7 +14,7 @@ from tests.unit.sharding.conftest import SHARED, contents, run, run_build
 from tests.unit.sharding.members import assert_pixels, open_members
 
 pytestmark = pytest.mark.skipif(
-    not (SHARED / "manifest.csv").exists(), reason="the collection of real pairs (../shared/data) is not here"
+    not (SHARED / "manifest.csv").exists(), reason="needs ../shared/data, the collection of real pairs"
 )
 ARGUMENTS = (
     "--source", "bigearthnet-v1", "--root", SHARED / "bigearthnet_v1",
@@ -49,6 +49,8 @@ def test_all_pairs_of_both_versions_are_in_one_verified_data_set(rows, built, tm
     assert figures["pairs_found"] == figures["samples_built"] == len(rows) == 167
     assert figures["refused"] == 0
     assert figures["kb_per_pair"] < 201
+    assert figures["splits"]["unlisted"] == {"samples": 1, "shards": 1}
+    assert any(note.startswith("1 of 60 pairs of ") and "in the split unlisted" in note for note in figures["notes"])
     ended = run(verify.main, out, "--json")
     assert ended.code == 0
     assert json.loads(ended.out)["samples"] == len(rows)

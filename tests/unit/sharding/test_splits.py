@@ -1,12 +1,16 @@
 """Splits by the archive, by cells of the earth, and by a file."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
+from sharding import inspect, verify
 from sharding.index import parse_index
 from sharding.manifest import parse_manifest
 from sharding.splits import cell, split_of_cell
-from tests.unit.sharding.conftest import run_build
+from tests.unit.sharding.conftest import run, run_build
 
 
 def keys_by_split(out):
@@ -24,6 +28,61 @@ def test_official_splits_are_kept(v1, reben, dataset):
     assert keys_by_split(dataset) == expected
 
 
+def test_pairs_that_a_source_leaves_out_are_kept_in_a_split_of_their_own(fresh_v1, tmp_path):
+    out = tmp_path / "out"
+    left_out = fresh_v1.patches[3]
+    (fresh_v1.root / "splits" / f"{left_out.split}.csv").unlink()
+    ended = run_build(*fresh_v1.arguments, "--out", out, "--json")
+    assert ended.figures["splits"] == {
+        "train": {"samples": 3, "shards": 1},
+        "unlisted": {"samples": 1, "shards": 1},
+    }
+    assert ended.figures["notes"] == [
+        f"1 of 4 pairs of {fresh_v1.root} are in none of its splits: they are kept in the split unlisted, "
+        "which is not trained on"
+    ]
+    assert keys_by_split(out)["unlisted"] == {left_out.key}
+    assert (out / "shards" / "unlisted-000000.tar").exists()
+    assert (out / "index" / "unlisted-000000.idx").exists()
+    manifest = parse_manifest((out / "manifest.json").read_bytes(), "")
+    assert manifest.splits == {"train": 3, "unlisted": 1}
+    trained = np.stack([patch.pixels["VV"] for patch in fresh_v1.patches if patch is not left_out]).astype(float)
+    assert manifest.statistics["VV"].count == trained.size
+    assert np.isclose(manifest.statistics["VV"].mean, trained.mean())
+    assert run(verify.main, out).code == 0
+    told = run(inspect.main, "summary", out).out.splitlines()
+    assert any(line.split()[:3] == ["unlisted", "1", "1"] for line in told)
+    assert next(line for line in told if line.startswith("label")).split() == ["label", "train", "unlisted"]
+
+
+def test_pairs_listed_nowhere_are_not_trained_on_even_when_no_pair_is_listed(fresh_v1, tmp_path):
+    for path in (fresh_v1.root / "splits").iterdir():
+        path.unlink()
+    (fresh_v1.root / "splits" / "train.csv").write_text("S2A_MSIL2A_20170613T101031_88_88\n")
+    ended = run_build(*fresh_v1.arguments, "--out", tmp_path / "out", "--json")
+    assert ended.figures["splits"] == {"unlisted": {"samples": 4, "shards": 1}}
+
+
+def test_a_source_without_any_splits_goes_to_train_and_says_so(fresh_v1, fresh_reben, tmp_path):
+    shutil.rmtree(fresh_v1.root / "splits")
+    ended = run_build(*fresh_v1.arguments, *fresh_reben.arguments, "--out", tmp_path / "out", "--json")
+    assert ended.figures["notes"] == [f"{fresh_v1.root} has no splits, so all of its 4 pairs go to train"]
+    found = keys_by_split(tmp_path / "out")
+    assert found["train"] == {p.key for p in fresh_v1.patches} | {
+        p.key for p in fresh_reben.patches if p.split == "train"
+    }
+    assert "unlisted" not in found
+
+
+def test_left_over_shards_of_unlisted_pairs_are_removed(fresh_v1, tmp_path):
+    out = tmp_path / "out"
+    (out / ".build").mkdir(parents=True)
+    (out / "shards").mkdir()
+    (out / "shards" / "unlisted-000000.tar").write_bytes(b"stale")
+    assert run_build(*fresh_v1.arguments, "--out", out).code == 0
+    assert sorted(path.name for path in (out / "shards").iterdir()) == ["train-000000.tar", "val-000000.tar"]
+
+
 def test_a_file_of_splits(v1, tmp_path):
     names = {"train": "training", "val": "Validation", "test": "test"}
     order = [list(names)[i % 3] for i in range(7)]
@@ -39,6 +98,7 @@ def test_a_file_of_splits(v1, tmp_path):
     [
         ("{0},train\n", 1, "has no row for 6 of 7 keys ("),
         ("{0},holdout\n", 1, "row 1: 'holdout' is no split"),
+        ("{0},unlisted\n", 1, "row 1: 'unlisted' is no split"),
         ("{0}\n", 1, "is not key,split"),
         ("{0},\n", 1, "has no split; write train, val or test"),
         ("{0},train\n{0},test\n", 1, "row 2: '{0}' is in split train already"),
@@ -66,6 +126,41 @@ def test_geographic_splits_follow_the_cells(v1, reben_lmdb, tmp_path):
     for shard in manifest.shards:
         for record in parse_index((tmp_path / "out" / shard.index_path).read_bytes(), "").records:
             assert split_of_cell(*cell(float(record["lon"]), float(record["lat"]))) == shard.split
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: "{", "it cannot be read as JSON"),
+        (lambda record: json.dumps(record | {"coordinates": {"ulx": 1}}), "it has no usable coordinates"),
+        (lambda record: json.dumps(record | {"projection": "somewhere"}), "in somewhere is no place on earth"),
+        (
+            lambda record: json.dumps(record | {"coordinates": record["coordinates"] | {"ulx": float("nan")}}),
+            "its centre nan 5397000 in EPSG:32633 is no place on earth",
+        ),
+        (
+            lambda record: json.dumps(record | {"coordinates": record["coordinates"] | {"ulx": 1e20}}),
+            "is no place on earth",
+        ),
+    ],
+)
+def test_a_pair_that_cannot_be_placed_is_refused_and_the_others_are_built(fresh_v1, change, message, tmp_path):
+    broken = fresh_v1.patches[1]
+    record = broken.s2_path / f"{broken.key}_labels_metadata.json"
+    record.write_text(change(json.loads(record.read_text())))
+    arguments = [*fresh_v1.arguments, "--splits", "geographic", "--out", tmp_path / "out"]
+    ended = run_build(*arguments)
+    assert ended.code == 1
+    assert "1 of 4 pairs are refused (1 metadata missing or wrong), --max-bad allows 0" in ended.err
+    [line] = [json.loads(line) for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]
+    assert (line["key"], line["reason"]) == (broken.key, "metadata missing or wrong")
+    assert broken.key in line["file"]
+    assert message in line["message"]
+    ended = run_build(*arguments, "--max-bad", 1, "--json")
+    assert ended.code == 0
+    assert (ended.figures["pairs_found"], ended.figures["samples_built"], ended.figures["refused"]) == (4, 3, 1)
+    kept = {patch.key for patch in fresh_v1.patches if patch is not broken}
+    assert set.union(*keys_by_split(tmp_path / "out").values()) == kept
 
 
 @pytest.mark.parametrize("lat", [-75, -33, 0, 47, 65])
