@@ -6,8 +6,10 @@ wheels are downloaded, compared with a known SHA-256, and only their data files 
 """
 
 import bz2
+import calendar
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -189,3 +191,6 @@ def _copy_members(archive: zipfile.ZipFile, source: str, root: Path, destination
         path.parent.mkdir(parents=True, exist_ok=True)
         content = archive.read(name)
         path.write_bytes(bz2.decompress(content) if name.endswith(".bz2") and path.suffix != ".bz2" else content)
+        # The member's own time, as tarfile does it: a data set built from an earlier fetch stays current.
+        seconds = calendar.timegm((*archive.getinfo(name).date_time, 0, 0, 0))
+        os.utime(path, (seconds, seconds))

@@ -1,7 +1,7 @@
 """Codecs of an array's payload: one chunk of a Zarr v3 array, decoded in C without the GIL.
 
 `lz4` (Blosc lz4 with bit shuffle) is the default, `none` stores the bytes, `zstd` (Blosc zstd with byte shuffle)
-is the smallest. Sizes and speeds: docs/benchmarks.md.
+is the smallest: 256, 178 and 174 kB a pair for none, lz4 and zstd over 167 real BigEarthNet pairs.
 """
 
 from typing import Any, Final

@@ -5,6 +5,7 @@ import hashlib
 import io
 import subprocess
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -80,6 +81,19 @@ def test_only_data_files_are_extracted(tmp_path):
         "BENv2/data.mdb": b"lmdb",
         "metadata.parquet": b"parquet",
     }
+
+
+def test_files_bear_the_time_of_the_wheel_however_often_they_are_fetched(tmp_path):
+    index = Index(tmp_path)
+    times = []
+    for name in ("once", "again"):
+        (folder,) = index.fetch(tmp_path / name)
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".wheel.json"]
+        times.append([path.stat().st_mtime_ns for path in files])
+    assert times[0] == times[1]
+    with zipfile.ZipFile(index.path) as archive:
+        written = archive.getinfo("sentinel_samples/lmdb/BENv2/data.mdb").date_time
+    assert time.gmtime((folder / "BENv2" / "data.mdb").stat().st_mtime)[:6] == written
 
 
 def test_a_second_fetch_does_nothing(tmp_path):
