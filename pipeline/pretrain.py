@@ -6,7 +6,7 @@ import sys
 import traceback
 from dataclasses import replace
 
-from pipeline.command import exit_code, run_command
+from pipeline.command import end_process, exit_code, run_rank_command
 from pipeline.config import Settings, load_settings, lookup, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, ranks_from, say_lost_ranks
 from pipeline.errors import ConfigError
@@ -63,20 +63,14 @@ def _launch(settings: Settings, arguments: list[str]) -> int:
 
 
 def _run_rank(settings: Settings, ranks: Ranks) -> int:
-    """Train as one rank; does not return after an error.
-
-    The sentence is said and the process ended at once: unwinding a process group whose other ranks are in a
-    collective can wait for ever.
-    """
+    """Train as one rank; does not return after an error (`end_process`)."""
     try:
         code = exit_code(lambda _: _train(settings, ranks))
     except Exception:
         traceback.print_exc()
         code = 1
     if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        end_process(code)
     return code
 
 
@@ -109,4 +103,4 @@ def _train(settings: Settings, ranks: Ranks) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_rank_command(main)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.command import exit_code, run_command
+from pipeline.command import exit_code, run_rank_command
 from slurm.environment import from_local, from_slurm
 
 
@@ -59,10 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if {"-h", "--help"} & set(arguments):
         print("usage: srun python -m slurm.task CONFIG.yaml [key.sub=value ...]   (see slurm/pretrain.sh)")
-        return 0
+        sys.exit(0)
     os.environ.update(from_slurm(os.environ))
     return pretrain(arguments)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_rank_command(main)
