@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full bench check lint types fast
+.PHONY: help setup demo test test-full bench check lint types fast s3-server
 
 PY := .venv/bin/python
 PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
@@ -11,6 +11,7 @@ PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 $(PY) -m pytest $(P
 # ask for another.
 PINS := $(shell cat requirements.txt requirements-dev.txt | sha256sum | cut -c1-16)
 STAMP := .venv/.installed-$(PINS)
+SWIFT_STAMP := .swift/.installed-$(shell sha256sum < requirements-s3-server.txt | cut -c1-16)
 
 help:
 	@echo "make setup      .venv with everything in it, and the sample data of the demo"
@@ -18,7 +19,7 @@ help:
 	@echo "make check      format, lint, types, fast tests: what to run before a commit"
 	@echo "make test       the suite as CI runs it"
 	@echo "make test-full  the suite and the long matrices"
-	@echo "make bench      measure the stream on the demo's data set, into docs/benchmarks.md"
+	@echo "make bench      measure stream and build on the demo's data, into docs/benchmarks.md"
 
 $(STAMP):
 	@python="$$(bash .ci/find-python)"; \
@@ -29,6 +30,15 @@ $(STAMP):
 	$(PY) -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt
 	@touch $@
 
+# An S3 server for the tests, in an environment of its own: it wants other versions than we do.
+$(SWIFT_STAMP):
+	@python="$$(bash .ci/find-python)"; \
+	rm -rf .swift; "$$python" -m venv .swift
+	.swift/bin/python -m pip install --disable-pip-version-check --quiet -r requirements-s3-server.txt
+	@touch $@
+
+s3-server: $(SWIFT_STAMP)
+
 setup: $(STAMP)
 	@$(PY) -m pipeline.demo --fetch-only
 
@@ -36,14 +46,16 @@ demo: setup
 	$(PY) -m pipeline.demo
 
 test: setup
+	@$(MAKE) --no-print-directory s3-server || echo "without an S3 server: its tests will be skipped" >&2
 	$(PYTEST) -m "not slow"
 
-test-full: setup
+test-full: setup s3-server
 	$(PYTEST)
 
 bench: setup
 	@test -f demo/dataset/manifest.json || { echo "error: make demo first: it builds the data set to measure on" >&2; exit 2; }
 	$(PY) -m benchmarks.stream demo/dataset --into docs/benchmarks.md
+	$(PY) -m benchmarks.build --into docs/benchmarks.md
 
 check: lint types fast
 

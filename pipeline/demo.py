@@ -23,7 +23,7 @@ from pipeline.config import Settings, load_settings
 from pipeline.errors import FusMAEError
 from pipeline.metrics import read_lines
 from pipeline.report import LossFall, loss_fall
-from pipeline.samples import fetch_samples
+from pipeline.samples import DEMO_WHEELS, fetch_samples
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CONFIG: Final = ROOT / "configs" / "demo.yaml"
@@ -70,7 +70,7 @@ class Demo:
 
     def fetch(self) -> list[Path]:
         """Fetch the sample pairs; returns their folders."""
-        return fetch_samples(self.folder / "data", say=self.say)
+        return fetch_samples(self.folder / "data", DEMO_WHEELS, say=self.say)
 
     def build(self, sources: list[Path]) -> None:
         """Shards from the sample pairs, and every byte of them verified."""
@@ -321,7 +321,9 @@ def main(argv: list[str] | None = None) -> int:
     """Show the whole path on real Sentinel-1/2 pairs, with a kill in the middle of the training."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.demo", description=main.__doc__)
     parser.add_argument("--dir", default="demo", metavar="DIR", help="folder of the demo; default: demo")
-    parser.add_argument("--fetch-only", action="store_true", help="only fetch the sample pairs (about 115 MB)")
+    parser.add_argument(
+        "--fetch-only", action="store_true", help="only fetch the sample pairs, those of the tests too (about 165 MB)"
+    )
     parser.add_argument(
         "--steps", type=_enough_steps, metavar="N", help="train N steps, not those of configs/demo.yaml"
     )

@@ -8,7 +8,6 @@ from typing import Any
 from pipeline.config import DataSettings
 from pipeline.weights import load_model
 from sharding.manifest import Manifest
-from sharding.store import read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +58,10 @@ def open_frozen(run_dir_or_checkpoint: str, data: DataSettings, device: str) -> 
     Raises CheckpointError or DataError when one of the two is not there or not whole.
     """
     from pipeline.distributed import choose_device
+    from pipeline.stream import read_image_manifest
     from pipeline.transform import ImageTransform
 
-    manifest = read_manifest(data.url)
+    manifest = read_image_manifest(data.url)
     target = choose_device(device, 0)
     loaded = load_model(run_dir_or_checkpoint, target)
     config = loaded.model.config

@@ -186,12 +186,11 @@ def describe_data(url: str) -> dict[str, Any]:
     import numpy as np
 
     from pipeline.report_figures import map_figure
+    from sharding.dataset import open_dataset
     from sharding.index import parse_index
-    from sharding.store import Store, read_manifest
 
     try:
-        manifest = read_manifest(url)
-        store = Store(url)
+        store, manifest = open_dataset(url)
         parts = [
             (shard.split, parse_index(store.read(shard.index_path), store.name(shard.index_path)).records)
             for shard in manifest.shards

@@ -9,6 +9,7 @@ from typing import Final
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from sharding.dataset import split_version
 from sharding.errors import DataError, StorageError
 from sharding.store import Store
 
@@ -30,7 +31,7 @@ class ByteRange:
 
 def open_store(url: str) -> Store:
     """The store at `url`, with as many connections as we use (botocore's pool has 10 by default)."""
-    store = Store(url)
+    store = Store(split_version(url)[0])
     if "s3" in store.fs.protocol:
         options = dict(store.fs.storage_options)
         options["config_kwargs"] = {"max_pool_connections": 4 * FETCHES_IN_FLIGHT} | options.get("config_kwargs", {})

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sharding.bands import ALL_BANDS
+from sharding.bands import ALL_BANDS, RIDERS
 from sharding.errors import DataError
 from sharding.index import ShardIndex, parse_index
 from sharding.manifest import Manifest, ShardSpec
@@ -120,13 +120,14 @@ def _checked_index(store: Store, shard: ShardSpec, content: bytes) -> ShardIndex
 
 def _payloads(index: ShardIndex, names: list[str], shard: str) -> npt.NDArray[np.void]:
     """The records' `arrays` in the manifest's order; arrays that the shard does not know have length 0."""
-    unknown = set(index.arrays) - set(names)
+    unknown = set(index.arrays) - set(names) - set(RIDERS)
     if unknown:
         raise DataError(f"shard {shard} has the array '{min(unknown)}', which its manifest does not know")
     stored = index.records["arrays"]
     payloads = np.zeros((len(stored), len(names)), stored.dtype)
     for place, name in enumerate(index.arrays):
-        payloads[:, names.index(name)] = stored[:, place]
+        if name in names:
+            payloads[:, names.index(name)] = stored[:, place]
     return payloads
 
 

@@ -1,8 +1,9 @@
-"""Fetches real Sentinel-1/2 pairs for the demo and the tests: data files inside three published wheels.
+"""Fetches real Sentinel-1/2 pairs for the demo and the tests: data files inside four published wheels.
 
 `bigearthnet-common` carries 6 BigEarthNet-MM v1 pairs in the official layout and the official splits,
-`configilm` 32 unique reBEN pairs in an LMDB as rico-hdl writes it. Nothing is installed or executed: the
-wheels are downloaded, compared with a known SHA-256, and only their data files are read.
+`configilm` 32 unique reBEN pairs in an LMDB as rico-hdl writes it, and in an older release 78 pairs of version 1
+in an LMDB of pickles. Nothing is installed or executed: the wheels are downloaded, compared with a known SHA-256,
+and only their data files are read.
 """
 
 import bz2
@@ -52,7 +53,8 @@ class SampleWheel:
         return f"{self.project}=={self.version}"
 
 
-_RICO_HDL: Final = "configilm/extra/mock_data/BENv2"
+_MOCK_DATA: Final = "configilm/extra/mock_data"
+_RICO_HDL: Final = f"{_MOCK_DATA}/BENv2"
 WHEELS: Final = (
     SampleWheel(
         project="bigearthnet-common",
@@ -79,7 +81,18 @@ WHEELS: Final = (
         folder="reben-0.6.10",
         files={_RICO_HDL: ""},
     ),
+    SampleWheel(
+        project="configilm",
+        version="0.4.5",
+        sha256="b3a40b4b1f138e13fd45dedc90915db0db8626588373d753e0bc537a736437ed",
+        folder="configilm-v1",
+        files={
+            f"{_MOCK_DATA}/{name}": name for name in ("BigEarthNetEncoded.lmdb", "train.csv", "val.csv", "test.csv")
+        },
+    ),
 )
+DEMO_WHEELS: Final = tuple(wheel for wheel in WHEELS if wheel.folder != "configilm-v1")
+"""The demo's 38 pairs; the other wheel's serve tests of its source."""
 
 Download = Callable[[SampleWheel, Path], None]
 

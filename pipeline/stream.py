@@ -22,9 +22,10 @@ from pipeline.batch_ring import BatchIterator, BatchRing, Job
 from pipeline.order import RUN_BYTES, Order, OrderedSamples, OrderSettings, check_world_size
 from pipeline.run_cache import open_store
 from pipeline.sample_reader import SampleReader
+from sharding.bands import RIDERS
+from sharding.dataset import read_manifest
 from sharding.errors import ConfigError
 from sharding.manifest import Manifest
-from sharding.store import read_manifest
 
 __all__ = ["Batch", "ExactStream", "Stream", "StreamConfig", "evaluation_batches"]
 
@@ -177,7 +178,7 @@ class Stream(ExactStream):
     """
 
     def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(config, rank, world_size, read_manifest(config.url))
+        super().__init__(config, rank, world_size, read_image_manifest(config.url))
         self._iterator: weakref.ref[_StreamIterator] | None = None
         self._reader = SampleReader(
             open_store(config.url),
@@ -278,12 +279,18 @@ def evaluation_batches(
     )
 
 
+def read_image_manifest(url: str) -> Manifest:
+    """The manifest at `url` with the arrays of S1 and S2 alone: what rides along is neither read nor decoded."""
+    manifest = read_manifest(url)
+    return replace(manifest, arrays=tuple(spec for spec in manifest.arrays if spec.name not in RIDERS))
+
+
 class EvaluationBatches(BatchIterator):
     """What `evaluation_batches` returns: an iterator, and a context that ends its threads."""
 
     def __init__(self, config: StreamConfig, rank: int, world_size: int) -> None:
         check_world_size(config.global_batch, rank, world_size)
-        self.manifest = read_manifest(config.url)
+        self.manifest = read_image_manifest(config.url)
         self._reader = SampleReader(
             open_store(config.url),
             self.manifest,

@@ -2,7 +2,7 @@
 
 Per band: (stored + radiometric offset) * scale is the value in units; minus the mean, divided by the standard
 deviation of the data set's statistics it is the input. Bands are asked for by name. A band that a sample lacks is 0,
-which is the mean.
+which is the mean, and so is a pixel without data.
 
 Shape legend: B batch, C bands asked for, P pixels of the stored patch's side, S of the image's side.
 """
@@ -80,6 +80,8 @@ class ImageTransform:
         stored_BPP = batch.arrays[band.spec.name][:, band.plane].float()
         offset_B = batch.radiometric_offset[:, self._order.index(band.spec.name)]
         value_BPP = (stored_BPP + offset_B[:, None, None]) * band.spec.scale
+        if band.spec.nodata is not None:
+            value_BPP = torch.where(stored_BPP == band.spec.nodata, band.mean, value_BPP)
         if band.spec.height == self._patch_size:
             return value_BPP
         return functional.interpolate(value_BPP[:, None], size=(self._patch_size,) * 2, mode=self._upsample)[:, 0]
@@ -138,10 +140,11 @@ class _Band:
                 f"modality {modality} asks for band {band}, which the data set does not have; "
                 f"it has {', '.join(manifest.bands)}"
             )
-        if band not in manifest.statistics:
+        statistics = manifest.training_statistics
+        if band not in statistics:
             raise ConfigError(f"the data set has no statistics of band {band}; build it again")
         self.spec: ArraySpec = spec
         self.plane = spec.bands.index(band)
-        self.mean = manifest.statistics[band].mean
+        self.mean = statistics[band].mean
         # A band that never varies tells nothing; it becomes 0 instead of a division by 0.
-        self.std = manifest.statistics[band].std or 1.0
+        self.std = statistics[band].std or 1.0

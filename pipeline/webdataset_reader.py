@@ -25,10 +25,9 @@ from zarr.storage import MemoryStore
 from pipeline.batch import Batch
 from pipeline.batch_ring import Job
 from pipeline.run_cache import open_store
-from pipeline.stream import ExactStream, StreamConfig
-from sharding.errors import DataError, StorageError
+from pipeline.stream import ExactStream, StreamConfig, read_image_manifest
+from sharding.errors import ConfigError, DataError, StorageError
 from sharding.manifest import ShardSpec
-from sharding.store import read_manifest
 
 _MEMBER = "zarr.zip"
 _Members = list[tuple[str, bytes]]
@@ -38,7 +37,11 @@ class WebDatasetStream(ExactStream):
     """The batches of `Stream`, bit for bit, through webdataset; slow. A yielded batch has memory of its own."""
 
     def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(config, rank, world_size, read_manifest(config.url))
+        super().__init__(config, rank, world_size, read_image_manifest(config.url))
+        if self.manifest.subset:
+            raise ConfigError(
+                f"{config.url} is a subset, and webdataset reads whole shards; use data.reader=stream, or the data set"
+            )
         self._store = open_store(config.url)
         self._shards = self.manifest.shards_of(config.split)
         self._first_sample = np.cumsum([0] + [shard.samples for shard in self._shards])

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import json
 import mmap
 import tarfile
 import time
@@ -14,12 +15,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from sharding.dataset import open_dataset, split_version
 from sharding.errors import FusMAEError
 from sharding.index import ShardIndex, parse_index
 from sharding.manifest import Manifest, ShardSpec
 from sharding.sample import EXTENSION
 from sharding.sample_checks import sample_defects
-from sharding.store import Store, read_manifest
+from sharding.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,7 @@ class Findings:
 def verify(url: str, workers: int = 1) -> Findings:
     """All findings of the data set at `url`; DataError when it has no readable manifest."""
     started = time.monotonic()
-    store = Store(url)
-    manifest = read_manifest(url)
+    store, manifest = open_dataset(url)
     findings = Findings(url=url, fingerprint=manifest.fingerprint)
     total = sum(shard.num_bytes for shard in manifest.shards)
     with (
@@ -81,12 +82,16 @@ def verify(url: str, workers: int = 1) -> Findings:
             findings.shards += 1
             findings.samples += found.samples
             findings.arrays += found.arrays
-            findings.num_bytes += shard.num_bytes + shard.index_bytes
+            findings.num_bytes += sum(size for _, size, _ in shard.files)
             findings.defects += found.defects
             bar.update(shard.num_bytes)
     findings.defects += _duplicate_keys(store, manifest)
-    known = {path for shard in manifest.shards for path in (shard.path, shard.index_path)}
-    findings.strays = [path for path in (*store.files("shards"), *store.files("index")) if path not in known]
+    findings.defects += _statistics_defects(store, manifest)
+    # Every version lists the shards of those before it, and subsets choose from them.
+    newest = open_dataset(split_version(url)[0])[1]
+    known = {path for shard in (*newest.shards, *manifest.shards) for path, _, _ in shard.files}
+    found_files = (path for folder in ("shards", "index", "metadata") for path in store.files(folder))
+    findings.strays = [path for path in found_files if path not in known]
     findings.seconds = round(time.monotonic() - started, 2)
     return findings
 
@@ -125,7 +130,31 @@ def _read_index(store: Store, shard: ShardSpec, found: _ShardFindings) -> ShardI
         return None
     if len(index.records) != shard.samples:
         found.add(shard.index_path, f"it has {len(index.records)} samples, the manifest says {shard.samples}")
+    _verify_metadata(store, shard, index, found)
     return index
+
+
+def _verify_metadata(store: Store, shard: ShardSpec, index: ShardIndex, found: _ShardFindings) -> None:
+    path = shard.metadata_path
+    try:
+        content = store.read(path)
+        if len(content) != shard.metadata_bytes:
+            found.add(path, f"it has {len(content)} bytes, the manifest says {shard.metadata_bytes}")
+        elif hashlib.sha256(content).hexdigest() != shard.metadata_sha256:
+            found.add(path, "its SHA-256 is not the manifest's")
+        if [json.loads(line)["key"] for line in content.decode().splitlines()] != index.keys:
+            found.add(path, "its keys are not the index's")
+    except (FusMAEError, ValueError, KeyError, TypeError) as error:
+        found.add(path, f"it cannot be read: {error}")
+
+
+def _statistics_defects(store: Store, manifest: Manifest) -> Iterator[Defect]:
+    path = manifest.statistics_path
+    try:
+        if hashlib.sha256(store.read(path)).hexdigest() != manifest.statistics_sha256:
+            yield Defect(file=path, key="", message="its SHA-256 is not the manifest's")
+    except FusMAEError as error:
+        yield Defect(file=path, key="", message=f"it cannot be read: {error}")
 
 
 def _verify_tar(
@@ -136,14 +165,16 @@ def _verify_tar(
     elif hashlib.sha256(content).hexdigest() != shard.sha256:
         found.add(shard.path, "its SHA-256 is not the manifest's")
     members = _members(content, shard, found)
-    if len(members) != shard.samples:
-        found.add(shard.path, f"it has {len(members)} samples, the manifest says {shard.samples}")
+    if len(members) != shard.tar_samples:
+        found.add(shard.path, f"it has {len(members)} samples, the manifest says {shard.tar_samples}")
     if index is None:
         _check_zips(content, members, shard, found)
         return
-    if list(members) != index.keys:
+    listed = set(index.keys)
+    # A subset's index leaves samples out.
+    if [key for key in members if key in listed or shard.samples == shard.tar_samples] != index.keys:
         missing = [key for key in index.keys if key not in members]
-        strange = [key for key in members if key not in set(index.keys)]
+        strange = [key for key in members if key not in listed]
         found.add(
             shard.path,
             f"its keys are not the index's: {len(missing)} missing {missing[:3]}, {len(strange)} unknown {strange[:3]}",

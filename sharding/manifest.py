@@ -11,9 +11,24 @@ from typing import Any, Final
 
 from sharding.errors import DataError
 
-SCHEMA: Final = "fusmae-shards/1"
+SCHEMA: Final = "fusmae-shards/2"
 MANIFEST_NAME: Final = "manifest.json"
 BUILD_NAME: Final = "build.json"
+ALL_SPLITS: Final = "all"
+
+_PLAIN: Final = (
+    "codec",
+    "label_counts",
+    "statistics_path",
+    "statistics_sha256",
+    "s1_error_db",
+    "version",
+    "parent",
+    "subset",
+    "selection",
+    "fingerprint",
+)
+"""Fields that JSON gives back as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,39 +40,60 @@ class ArraySpec:
     bands: tuple[str, ...]
     """Bands that at least one sample has, in storage order."""
     dtype: str
-    """Numpy name of the stored type: float32, float16, uint16, int16."""
+    """Numpy name of the stored type: float32, float16, uint16, int16, …"""
     height: int
     width: int
     gsd_m: float
+    """Of the pixels as stored."""
     units: str
-    """`dB`, `linear` (backscatter) or `DN` (digital numbers)."""
+    """`dB`, `linear` (backscatter), `DN` (digital numbers), `reflectance`, `m`, `index` or `class`."""
     scale: float = 1.0
     """Stored number times scale (after the sample's radiometric offset) is the value in `units`."""
+    nodata: float | None = None
+    """The stored number that means that nothing was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSpec:
-    """One tar and its index; paths are relative to the manifest."""
+    """One tar, its index, and what is known of its samples; paths are relative to the manifest."""
 
     path: str
     split: str
     samples: int
+    """That the index lists; a subset's leaves out some that are in the tar."""
+    tar_samples: int
     num_bytes: int
     sha256: str
     index_path: str
     index_bytes: int
     index_sha256: str
+    metadata_path: str
+    """JSON lines, one a sample in the order of the index: labels, place, dates, attributes."""
+    metadata_bytes: int
+    metadata_sha256: str
+
+    @property
+    def files(self) -> tuple[tuple[str, int, str], ...]:
+        """Path, size and SHA-256 of each of its files."""
+        return (
+            (self.path, self.num_bytes, self.sha256),
+            (self.index_path, self.index_bytes, self.index_sha256),
+            (self.metadata_path, self.metadata_bytes, self.metadata_sha256),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BandStatistics:
-    """Statistics of one band over the split `train` (over everything when there is no such split), in its units."""
+    """Statistics of one band over a split, in its units; pixels without data are counted apart."""
 
     count: int
     mean: float
     std: float
     minimum: float
     maximum: float
+    nodata: int
+    percentiles: dict[str, float]
+    """By percentage: `0.1`, `1`, … `99.9`; from a histogram, so exact to a bin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +114,32 @@ class Manifest:
     shards: tuple[ShardSpec, ...]
     labels: tuple[str, ...]
     """Vocabulary: bit i of a record's `labels` is `labels[i]`; empty when no source has labels."""
-    statistics: dict[str, BandStatistics]
-    """By band name."""
+    statistics: dict[str, dict[str, BandStatistics]]
+    """By split, and over all splits under `all`, then by band."""
     sources: tuple[SourceSpec, ...]
     codec: str
+    label_counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By split, then by label: how many samples have it."""
+    statistics_path: str = ""
+    """JSON with the full histograms (`sharding.statistics.parse_statistics`)."""
+    statistics_sha256: str = ""
+    s1_error_db: float = 0.0
+    """The worst that storing S1 in a smaller type has changed a pixel by, in dB; 0: bit for bit."""
+    version: int = 1
+    """Raised by one each time that the data set is extended."""
+    parent: str = ""
+    """Fingerprint of the version that this one was made from."""
+    subset: str = ""
+    """Name of the selection; empty: everything."""
+    selection: dict[str, Any] = field(default_factory=dict)
+    """What the samples of a subset were chosen by."""
     schema: str = SCHEMA
     fingerprint: str = field(default="")
+
+    @property
+    def training_statistics(self) -> dict[str, BandStatistics]:
+        """By band: over the split train, or over everything when there is none; what inputs are normalised with."""
+        return self.statistics.get("train") or self.statistics.get(ALL_SPLITS, {})
 
     @property
     def splits(self) -> dict[str, int]:
@@ -137,10 +193,12 @@ def parse_manifest(content: bytes, name: str) -> Manifest:
             arrays=tuple(ArraySpec(**{**a, "bands": tuple(a["bands"])}) for a in raw["arrays"]),
             shards=tuple(ShardSpec(**s) for s in raw["shards"]),
             labels=tuple(raw["labels"]),
-            statistics={band: BandStatistics(**s) for band, s in raw["statistics"].items()},
+            statistics={
+                split: {band: BandStatistics(**s) for band, s in bands.items()}
+                for split, bands in raw["statistics"].items()
+            },
             sources=tuple(SourceSpec(**{**s, "levels": tuple(s["levels"])}) for s in raw["sources"]),
-            codec=raw["codec"],
-            fingerprint=raw["fingerprint"],
+            **{name: raw[name] for name in _PLAIN},
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{name} lacks or has too much of {error}; it was edited or cut, fetch it again") from error

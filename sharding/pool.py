@@ -12,23 +12,36 @@ from multiprocessing.connection import wait as wait_for
 from typing import Any, Final
 
 from sharding.errors import StorageError
-from sharding.shard_task import ShardResult, ShardTask, build_shard
+from sharding.shard_task import ShardResult, ShardTask, finish_shard
 
 _POLL_S: Final = 0.3
 _progress: Any = None
 
 
-def run_tasks(tasks: list[ShardTask], workers: int, advance: Callable[[int], None]) -> Iterator[ShardResult]:
-    """The results as they come; `advance` is told how many pairs were done since it was last told."""
+def run_tasks(
+    tasks: list[ShardTask], workers: int, scratch: str, advance: Callable[[int], None]
+) -> Iterator[ShardResult]:
+    """The results as they come, without their statistics, which the markers keep.
+
+    `scratch` is a local folder for tars while they grow; `advance` is told how many pairs were done since it was last
+    told.
+    """
     workers = min(workers, len(tasks))
     if workers <= 1:
         for task in tasks:
-            yield build_shard(task, lambda: advance(1))
+            yield _without_statistics(finish_shard(task, scratch, lambda: advance(1)))
         return
-    yield from _run_spawned(tasks, workers, advance)
+    yield from _run_spawned(tasks, workers, scratch, advance)
 
 
-def _run_spawned(tasks: list[ShardTask], workers: int, advance: Callable[[int], None]) -> Iterator[ShardResult]:
+def _without_statistics(result: ShardResult) -> ShardResult:
+    result.moments = {}
+    return result
+
+
+def _run_spawned(
+    tasks: list[ShardTask], workers: int, scratch: str, advance: Callable[[int], None]
+) -> Iterator[ShardResult]:
     # Not forked: GDAL, fsspec's event loop and LMDB do not survive a fork.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("Q", 0)
@@ -36,7 +49,7 @@ def _run_spawned(tasks: list[ShardTask], workers: int, advance: Callable[[int], 
     told = 0
     try:
         with _sigint_held():
-            waiting: set[Future[ShardResult]] = {executor.submit(_work, task) for task in tasks}
+            waiting: set[Future[ShardResult]] = {executor.submit(_work, task, scratch) for task in tasks}
         while waiting:
             done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             told, before = counter.value, told
@@ -77,8 +90,8 @@ def _sigint_held() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def _work(task: ShardTask) -> ShardResult:
-    return build_shard(task, _count_one)
+def _work(task: ShardTask, scratch: str) -> ShardResult:
+    return _without_statistics(finish_shard(task, scratch, _count_one))
 
 
 def _count_one() -> None:

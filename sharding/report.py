@@ -5,13 +5,13 @@ from typing import Any
 
 from sharding.manifest import Manifest
 from sharding.plan import Plan
-from sharding.sources.base import Refusal
+from sharding.sources.listing import Refusal
 
 
 def build_figures(plan: Plan, manifest: Manifest | None, refused: list[Refusal], seconds: float) -> dict[str, Any]:
     """Pairs in, samples out, and what they cost."""
     built = sum(manifest.splits.values()) if manifest else 0
-    num_bytes = sum(shard.num_bytes + shard.index_bytes for shard in manifest.shards) if manifest else 0
+    num_bytes = sum(size for shard in manifest.shards for _, size, _ in shard.files) if manifest else 0
     return {
         "pairs_found": plan.num_found,
         "duplicates": plan.num_duplicates,
@@ -26,6 +26,8 @@ def build_figures(plan: Plan, manifest: Manifest | None, refused: list[Refusal],
         },
         "mib": round(num_bytes / 2**20, 3),
         "kb_per_pair": round(num_bytes / 1000 / built, 2) if built else None,
+        "s1_error_db": manifest.s1_error_db if manifest else 0.0,
+        "version": manifest.version if manifest else None,
         "seconds": round(seconds, 2),
         "notes": list(plan.notes),
         "fingerprint": manifest.fingerprint if manifest else None,
@@ -45,6 +47,8 @@ def build_table(figures: dict[str, Any]) -> str:
     rows.append(("size", f"{figures['mib']:.1f} MiB"))
     if figures["kb_per_pair"] is not None:
         rows.append(("a pair", f"{figures['kb_per_pair']:.1f} kB"))
+    if figures["s1_error_db"]:
+        rows.append(("S1 error", f"{figures['s1_error_db']:.3g} dB at worst"))
     rows.append(("time", f"{figures['seconds']:.1f} s"))
     lines = [f"note: {note}" for note in figures["notes"]] + align(rows)
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import google_crc32c
 import numpy as np
 
+from sharding.bands import ARRAY_GSD_M
 from sharding.codec import encode, zarr_codecs
 from sharding.sources.base import Sample, StoredArray
 
@@ -41,7 +42,7 @@ def pack_sample(sample: Sample, codec: str) -> tuple[bytes, dict[str, Payload]]:
     chunks = {name: encode(_little_endian(array.data), codec) for name, array in sample.arrays.items()}
     entries = [(chunk_name(name), content) for name, content in chunks.items()]
     for name, array in sample.arrays.items():
-        entries.append((f"{name}/zarr.json", _dump(array_metadata(array, codec))))
+        entries.append((f"{name}/zarr.json", _dump(array_metadata(name, array, codec))))
     group = {"zarr_format": 3, "node_type": "group", "attributes": group_attributes(sample)}
     entries.append(("zarr.json", _dump(group)))
     content, offsets = pack_entries(entries)
@@ -64,7 +65,7 @@ def pack_entries(entries: list[tuple[str, bytes]]) -> tuple[bytes, dict[str, int
     return buffer.getvalue(), offsets
 
 
-def array_metadata(array: StoredArray, codec: str) -> dict[str, Any]:
+def array_metadata(name: str, array: StoredArray, codec: str) -> dict[str, Any]:
     """An array's `zarr.json`: one chunk, payload as `sharding.codec.encode` made it."""
     data = array.data
     side = f"{array.gsd_m:g}m"
@@ -83,8 +84,9 @@ def array_metadata(array: StoredArray, codec: str) -> dict[str, Any]:
             "units": array.units,
             "scale": array.scale,
             "offset": array.radiometric_offset,
-            "nodata": None,
+            "nodata": array.nodata,
             "gsd_m": array.gsd_m,
+            "native_gsd_m": ARRAY_GSD_M[name],
             "transform": None if array.transform is None else list(array.transform),
         },
     }

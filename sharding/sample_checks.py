@@ -123,6 +123,7 @@ def _entry_defects(
         "scale": spec.scale,
         "offset": float(payload["radiometric_offset"]),
         "gsd_m": spec.gsd_m,
+        "nodata": spec.nodata,
     }
     defects += [
         f"{name} says {field} {attributes.get(field)}, expected is {value}"

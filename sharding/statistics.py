@@ -1,83 +1,106 @@
-"""Mean, spread and range of each band, in float64, mergeable: parts of a data set can be counted apart.
+"""Statistics of each band, gathered while shards are written, merged when they are finished.
 
-Merging is Chan, Golub & LeVeque's (1983); parts are merged in the order of the shards, so the figures do not depend on
-who counted what.
+Values are (stored number + radiometric offset) x scale, in the array's units; pixels without data are counted apart.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Final
 
-import numpy as np
-
+from sharding.bands import CLASS_ARRAYS
+from sharding.errors import DataError
 from sharding.manifest import BandStatistics
+from sharding.moments import Moments, merge, percentiles_of
 from sharding.sources.base import Sample
+from sharding.tally import Meaning, Tally, tally_of
+
+__all__ = ["Accumulator", "Moments", "band_statistics", "dump_statistics", "merge", "parse_statistics"]
+
+SCHEMA: Final = "fusmae-statistics/1"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Moments:
-    """Count, mean, sum of squared deviations and range of one band's values in its units."""
+class Accumulator:
+    """The statistics of one shard: `add` every sample, then take the `result`."""
 
-    count: int = 0
-    mean: float = 0.0
-    m2: float = 0.0
-    minimum: float = float("inf")
-    maximum: float = float("-inf")
+    def __init__(self) -> None:
+        self._tallies: dict[tuple[Any, ...], Tally] = {}
+        self._bands: dict[tuple[Any, ...], tuple[str, ...]] = {}
 
-    def __add__(self, other: Self) -> "Moments":
-        if not self.count or not other.count:
-            filled = self if self.count else other
-            return Moments(**asdict(filled))
-        count = self.count + other.count
-        delta = other.mean - self.mean
-        return Moments(
-            count=count,
-            mean=self.mean + delta * other.count / count,
-            m2=self.m2 + other.m2 + delta * delta * self.count * other.count / count,
-            minimum=min(self.minimum, other.minimum),
-            maximum=max(self.maximum, other.maximum),
-        )
+    def add(self, sample: Sample) -> None:
+        """Count the pixels of a sample."""
+        for name, array in sample.arrays.items():
+            nodata = array.nodata if array.nodata == array.nodata else None  # NaN is no data in any case
+            dtype, scale, offset = array.data.dtype, array.scale, array.radiometric_offset
+            key = (name, array.bands, array.units, dtype, scale, offset, nodata)
+            if key not in self._tallies:
+                classes = name in CLASS_ARRAYS or array.units == "class"
+                meaning = Meaning(
+                    units=array.units, classes=classes, dtype=dtype, scale=scale, offset=offset, nodata=nodata
+                )
+                self._tallies[key], self._bands[key] = tally_of(meaning, len(array.bands)), array.bands
+            self._tallies[key].add(array.data)
 
-
-def moments_of(values: np.ndarray[Any, Any]) -> Moments:
-    """The moments of an array of any shape."""
-    values = values.astype(np.float64, copy=False)
-    mean = float(values.mean())
-    return Moments(
-        count=values.size,
-        mean=mean,
-        m2=float(np.square(values - mean).sum()),
-        minimum=float(values.min()),
-        maximum=float(values.max()),
-    )
-
-
-def sample_moments(sample: Sample) -> dict[str, Moments]:
-    """The moments of each band of a sample: (stored number + radiometric offset) x scale."""
-    return {
-        band: moments_of((plane.astype(np.float64) + array.radiometric_offset) * array.scale)
-        for array in sample.arrays.values()
-        for band, plane in zip(array.bands, array.data, strict=True)
-    }
-
-
-def merge(parts: list[dict[str, Moments]]) -> dict[str, Moments]:
-    """The moments of all parts together, in the order given."""
-    total: dict[str, Moments] = {}
-    for part in parts:
-        for band, moments in part.items():
-            total[band] = total.get(band, Moments()) + moments
-    return total
+    def result(self) -> dict[str, Moments]:
+        """The moments of each band, in the order in which the bands were first seen."""
+        return merge(dict(zip(self._bands[key], tally.moments(), strict=True)) for key, tally in self._tallies.items())
 
 
 def band_statistics(moments: Moments) -> BandStatistics:
-    """As the manifest keeps them: 12 significant digits, for the last bits of a sum differ between processors."""
+    """As the manifest keeps them: 12 significant digits, for the last bits of a sum differ between processors.
+
+    Of a band that has no data anywhere all figures but `nodata` are 0.
+    """
+    if not moments.count:
+        return BandStatistics(
+            count=0, mean=0.0, std=0.0, minimum=0.0, maximum=0.0, nodata=moments.nodata, percentiles={}
+        )
     return BandStatistics(
         count=moments.count,
         mean=_rounded(moments.mean),
-        std=_rounded((moments.m2 / moments.count) ** 0.5),
+        std=_rounded(math.sqrt(moments.m2 / moments.count)),
         minimum=_rounded(moments.minimum),
         maximum=_rounded(moments.maximum),
+        nodata=moments.nodata,
+        percentiles={name: _rounded(value) for name, value in percentiles_of(moments).items()},
     )
+
+
+def dump_statistics(statistics: Mapping[str, Mapping[str, Moments]]) -> bytes:
+    """The bytes of a data set's `statistics-….json`: by split and band, with the full histograms."""
+    splits = {
+        split: {band: _as_json(moments) for band, moments in bands.items()} for split, bands in statistics.items()
+    }
+    content = {"schema": SCHEMA, "splits": splits}
+    return (json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode()
+
+
+def parse_statistics(content: bytes, name: str) -> dict[str, dict[str, Moments]]:
+    """The moments in `content` by split and band; DataError naming `name` when it is damaged or of another schema."""
+    try:
+        raw: Any = json.loads(content)
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            raise DataError(f"{name} is no statistics of this program (schema {SCHEMA}); fetch it again")
+        return {
+            split: {band: _from_json(moments) for band, moments in bands.items()}
+            for split, bands in raw["splits"].items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{name} is damaged ({error}); fetch it again or build the data set again") from error
+
+
+def _as_json(moments: Moments) -> dict[str, Any]:
+    content = dict(vars(moments))
+    content["mean"], content["m2"] = _rounded(moments.mean), _rounded(moments.m2)
+    if not moments.count:
+        content["minimum"] = content["maximum"] = None  # JSON has no infinity
+    return content
+
+
+def _from_json(content: dict[str, Any]) -> Moments:
+    if not content["count"]:
+        content = {name: value for name, value in content.items() if value is not None}
+    return Moments(**content)
 
 
 def _rounded(value: float) -> float:

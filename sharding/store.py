@@ -1,21 +1,32 @@
-"""One view of every place where data sets lie: a folder, `s3://`, `gs://`, `memory://`, all through fsspec.
+"""One view of every place where data sets lie: a folder, `s3://`, `gs://`, `az://`, `memory://`, all through fsspec.
 
 What is written appears whole or not at all: on a disk by writing beside it, fsync and rename; on an object store an
-object exists only once its upload is complete.
+object exists only once its upload is complete, and is compared with what was sent. A store that fails is asked again
+(`sharding.store_retry`); where credentials come from, fsspec's file systems know.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from sharding.errors import DataError, StorageError
-from sharding.manifest import MANIFEST_NAME, Manifest, parse_manifest
+from sharding.store_retry import is_of_a_store, patiently
+from sharding.upload_check import PART_BYTES, is_stored
+
+T = TypeVar("T")
+
+_PACKAGES: Final = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
+"""What a scheme needs beyond our requirements."""
+_TIMEOUTS: Final = {"connect_timeout": 10, "read_timeout": 30}
+"""Of S3, in seconds: a stalled connection is given up and asked again."""
 
 
 class Store:
@@ -23,10 +34,21 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self.url = str(url).rstrip("/") or "/"
+        scheme = self.url.partition("://")[0]
         try:
-            self.fs, self.root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise StorageError(f"cannot open {url}: {error}") from error
+            # Listings of an object store are not kept: other processes write there.
+            options: dict[str, Any] = (
+                {"use_listings_cache": False} if "://" in self.url and scheme not in ("file", "memory") else {}
+            )
+            if scheme in ("s3", "s3a"):
+                options["config_kwargs"] = dict(_TIMEOUTS)
+            self.fs, self.root = fsspec.core.url_to_fs(self.url, **options)
+        except ImportError as error:
+            package = _PACKAGES.get(scheme)
+            advice = f"install it: pip install {package}" if package else "install what it names"
+            raise StorageError(f"cannot open {url}: {error}; {advice}") from error
+        except ValueError as error:
+            raise StorageError(f"cannot open {url}: {error}; known are paths, s3://, gs://, az:// and more") from error
         self.root = self.root.rstrip("/")
 
     @property
@@ -54,43 +76,38 @@ class Store:
             raise StorageError(f"cannot {action} {self.name(path)}: {error or type(error).__name__}") from error
         except Exception as error:
             # Object stores raise their SDK's own classes; whoever reads the message needs the place, not the brand.
-            if type(error).__module__.split(".")[0] not in (
-                "botocore",
-                "aiobotocore",
-                "aiohttp",
-                "asyncio",
-                "fsspec",
-            ):
+            if not is_of_a_store(error):
                 raise
             raise StorageError(f"cannot {action} {self.name(path)}: {error or type(error).__name__}") from error
 
+    def _ask(self, action: str, path: str, operation: Callable[[], T]) -> T:
+        """The result of an operation; of an object store, asked again while it fails in ways that pass."""
+        with self._told(action, path):
+            return operation() if self.is_local else patiently(operation)
+
     def exists(self, path: str) -> bool:
         """Whether a file `path` is there."""
-        with self._told("look for", path):
-            return bool(self.fs.exists(self.full(path)))
+        return bool(self._ask("look for", path, lambda: self.fs.exists(self.full(path))))
 
     def size(self, path: str) -> int:
         """Size of `path` in bytes."""
-        with self._told("read the size of", path):
-            return int(self.fs.size(self.full(path)))
+        return int(self._ask("read the size of", path, lambda: self.fs.size(self.full(path))))
 
     def files(self, path: str = "") -> list[str]:
         """Relative paths of all files below `path`, sorted; empty when there is none."""
-        with self._told("list", path):
-            if not self.fs.exists(self.full(path)):
-                return []
-            found = self.fs.find(self.full(path))
-        return sorted(f[len(self.root) + 1 :] for f in found)
+
+        def find() -> list[str]:
+            return list(self.fs.find(self.full(path))) if self.fs.exists(self.full(path)) else []
+
+        return sorted(found[len(self.root) + 1 :] for found in self._ask("list", path, find))
 
     def read(self, path: str) -> bytes:
         """All bytes of `path`."""
-        with self._told("read", path):
-            return bytes(self.fs.cat_file(self.full(path)))
+        return bytes(self._ask("read", path, lambda: self.fs.cat_file(self.full(path))))
 
     def read_range(self, path: str, start: int, end: int) -> bytes:
         """Bytes `start` to `end` of `path`; StorageError when the store gives fewer."""
-        with self._told("read", path):
-            content = bytes(self.fs.cat_file(self.full(path), start=start, end=end))
+        content = bytes(self._ask("read", path, lambda: self.fs.cat_file(self.full(path), start=start, end=end)))
         if len(content) != end - start:
             raise StorageError(f"{self.name(path)} gave {len(content)} of the bytes {start} to {end}: it is cut short")
         return content
@@ -101,8 +118,7 @@ class Store:
             with _appearing_whole(Path(self.full(path))) as partial:
                 partial.write_bytes(content)
             return
-        with self._told("write", path):
-            self.fs.pipe_file(self.full(path), content)
+        self._send(path, content, lambda: self.fs.pipe_file(self.full(path), content))
 
     def put(self, local: Path, path: str) -> None:
         """Move the finished local file to `path`, atomically; the local file is gone afterwards."""
@@ -110,19 +126,44 @@ class Store:
             with _appearing_whole(Path(self.full(path))) as partial:
                 shutil.move(local, partial)
             return
-        with self._told("write", path):
-            self.fs.put_file(str(local), self.full(path))
-            self.fs.invalidate_cache()
-            stored = int(self.fs.size(self.full(path)))
-        expected = local.stat().st_size
-        if stored != expected:
-            raise StorageError(f"{self.name(path)} holds {stored} bytes after an upload of {expected}; run it again")
+        options = {"chunksize": PART_BYTES} if self._is_s3 else {}
+        self._send(path, local, lambda: self.fs.put_file(str(local), self.full(path), **options))
         local.unlink()
+
+    def _send(self, path: str, content: Path | bytes, send: Callable[[], Any]) -> None:
+        """Upload, and compare what arrived with what was sent; StorageError when it differs twice."""
+        for _ in range(2):
+            self._ask("write", path, send)
+            if self._ask("compare", path, functools.partial(is_stored, self.fs, self.full(path), content)):
+                return
+        raise StorageError(
+            f"{self.name(path)} does not hold what was sent to it, twice; the network or the store changes data: "
+            "look there, then give the same command again"
+        )
+
+    @property
+    def _is_s3(self) -> bool:
+        protocols = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
+        return "s3" in protocols
+
+    def abort_uploads(self) -> int:
+        """End multipart uploads below the root that a killed process began; how many there were."""
+        if not self._is_s3:
+            return 0
+        bucket, _, prefix = self.root.partition("/")
+
+        def abort() -> int:
+            found = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/").get("Uploads", [])
+            for upload in found:
+                self.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            return len(found)
+
+        return self._ask("end the unfinished uploads of", "", abort)
 
     def remove(self, path: str) -> None:
         """Delete a file; nothing happens when it is not there."""
-        with contextlib.suppress(DataError), self._told("delete", path):
-            self.fs.rm_file(self.full(path))
+        with contextlib.suppress(DataError):
+            self._ask("delete", path, lambda: self.fs.rm_file(self.full(path)))
 
 
 @contextlib.contextmanager
@@ -136,6 +177,10 @@ def _appearing_whole(target: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         partial.replace(target)
         sync_folder(target.parent)
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(target)  # fsync and write tell of a full disk without a name
+        raise
     finally:
         partial.unlink(missing_ok=True)
 
@@ -147,13 +192,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_manifest(url: str) -> Manifest:
-    """The manifest of the data set at `url`; DataError when there is no finished data set."""
-    store = Store(url)
-    if not store.exists(MANIFEST_NAME):
-        raise DataError(
-            f"{url} holds no finished data set (no {MANIFEST_NAME}); make one with python -m sharding.build --out {url}"
-        )
-    return parse_manifest(store.read(MANIFEST_NAME), store.name(MANIFEST_NAME))

@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from sharding.bands import ALL_BANDS
+from sharding.dataset import open_dataset
 from sharding.index import parse_index
 from sharding.report import align
-from sharding.store import Store, read_manifest
 
 
 def summarise(url: str) -> dict[str, Any]:
     """All figures of the data set at `url`, as JSON can say them."""
-    store, manifest = Store(url), read_manifest(url)
+    store, manifest = open_dataset(url)
     splits: dict[str, dict[str, Any]] = {}
     bands = dict.fromkeys(manifest.bands, 0)
     for shard in manifest.shards:
@@ -23,7 +23,7 @@ def summarise(url: str) -> dict[str, Any]:
         )
         split["samples"] += shard.samples
         split["shards"] += 1
-        split["bytes"] += shard.num_bytes + shard.index_bytes
+        split["bytes"] += sum(size for _, size, _ in shard.files)
         for i, label in enumerate(manifest.labels):
             split["labels"][label] += _count_bit(records["labels"], i)
         for band in bands:
@@ -41,7 +41,10 @@ def summarise(url: str) -> dict[str, Any]:
         "sources": [asdict(source) for source in manifest.sources],
         "arrays": [asdict(array) for array in manifest.arrays],
         "bands": {
-            band: {"samples": count, **(asdict(manifest.statistics[band]) if band in manifest.statistics else {})}
+            band: {
+                "samples": count,
+                **(asdict(manifest.training_statistics[band]) if band in manifest.training_statistics else {}),
+            }
             for band, count in bands.items()
         },
     }

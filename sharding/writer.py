@@ -1,9 +1,12 @@
-"""One shard: a tar of `KEY.zarr.zip` members by webdataset, and the records of its index, proven against the file."""
+"""One shard: a tar of `KEY.zarr.zip` members by webdataset, its index and metadata, proven against the file."""
 
 import contextlib
 import hashlib
+import json
+import math
 import mmap
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +22,7 @@ from sharding.index import Records, ShardIndex, record_dtype
 from sharding.sample import EXTENSION, Payload, pack_sample
 from sharding.sources.base import Sample
 from sharding.sources.raster import to_degrees
-from sharding.statistics import Moments, sample_moments
+from sharding.statistics import Accumulator, Moments
 
 _TAR_HEADER: Final = 512
 _OWNER: Final = "fusmae"
@@ -36,6 +39,7 @@ class _Written:
     length: int
     payloads: dict[str, Payload]
     radiometric_offsets: dict[str, float]
+    metadata: dict[str, Any]
 
 
 @dataclass(kw_only=True)
@@ -45,7 +49,10 @@ class FinishedShard:
     index: ShardIndex
     num_bytes: int
     sha256: str
+    metadata: bytes
+    """JSON lines, one a sample in the order of the tar."""
     moments: dict[str, Moments] = field(default_factory=dict)
+    label_counts: dict[str, int] = field(default_factory=dict)
 
 
 class _Sink:
@@ -61,13 +68,15 @@ class _Sink:
 class ShardWriter:
     """Writes samples into the local file `path`; `finish` proves what was written, without it the file is no shard."""
 
-    def __init__(self, path: Path, *, arrays: tuple[str, ...], codec: str, vocabulary: tuple[str, ...]) -> None:
+    def __init__(
+        self, path: Path, *, arrays: tuple[str, ...], codec: str, vocabulary: tuple[str, ...], split: str = "train"
+    ) -> None:
         import webdataset
 
-        self.path, self.arrays, self.codec = path, arrays, codec
+        self.path, self.arrays, self.codec, self.split = path, arrays, codec, split
         self._bits = {label: 1 << i for i, label in enumerate(vocabulary)}
         self._written: list[_Written] = []
-        self._moments: dict[str, Moments] = {}
+        self._statistics = Accumulator()
         self._file = path.open("wb")
         self._sink = _Sink(self._file)
         self._tar = webdataset.TarWriter(
@@ -91,21 +100,28 @@ class ShardWriter:
         offset = self._tar.tarstream.offset + _TAR_HEADER
         self._tar.write({"__key__": sample.key, EXTENSION: content})
         self._tar.tarstream.members.clear()  # tarfile remembers every member; memory must not grow with the shard
-        centre = sample.centre
         self._written.append(
             _Written(
                 key=sample.key,
                 presence=presence_mask(sample.bands),
                 labels=sum(self._bits[label] for label in sample.labels),
-                place=None if centre is None else (sample.crs, *centre),
+                place=sample.centre,
                 offset=offset,
                 length=len(content),
                 payloads=payloads,
                 radiometric_offsets={name: array.radiometric_offset for name, array in sample.arrays.items()},
+                metadata={
+                    "source": sample.source,
+                    "labels": list(sample.labels),
+                    "crs": sample.crs,
+                    "level": sample.level,
+                    "dates": sample.dates,
+                    "bands": list(sample.bands),
+                    "attributes": sample.attributes,
+                },
             )
         )
-        for band, moments in sample_moments(sample).items():
-            self._moments[band] = self._moments.get(band, Moments()) + moments
+        self._statistics.add(sample)
 
     def finish(self) -> FinishedShard:
         """Close the tar and read it back: its digest, and every payload at its offset."""
@@ -125,8 +141,18 @@ class ShardWriter:
             index=ShardIndex(arrays=self.arrays, records=records),
             num_bytes=num_bytes,
             sha256=digest,
-            moments=self._moments,
+            metadata=self._metadata(records),
+            moments=self._statistics.result(),
+            label_counts=dict(Counter(label for written in self._written for label in written.metadata["labels"])),
         )
+
+    def _metadata(self, records: Records) -> bytes:
+        lines = []
+        for record, written in zip(records, self._written, strict=True):
+            lon, lat = (None if math.isnan(value) else float(value) for value in (record["lon"], record["lat"]))
+            line = {"key": written.key, "split": self.split, "lon": lon, "lat": lat, **written.metadata}
+            lines.append(json.dumps(line, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n")
+        return "".join(lines).encode()
 
     def _prove(self, content: memoryview) -> None:
         for written in self._written:

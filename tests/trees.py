@@ -41,6 +41,8 @@ class Patch:
     """Of the 19 classes."""
     column: int
     row: int
+    reference_map: np.ndarray | None = None
+    """Codes of CORINE, where one was written."""
 
     @property
     def corner(self) -> tuple[int, int]:
@@ -87,7 +89,7 @@ def _patches(num_pairs: int, seed: int, few_bands: int, version: int) -> list[Pa
     patches = []
     for i in range(num_pairs):
         rng = np.random.default_rng((seed, i))
-        column, row = 3 + i % 80, 2 + i // 80
+        column, row = 3 + i % 80, (2 if version == 1 else 22) + i // 80  # elsewhere, else they would be duplicates
         scene = smooth(rng, 120)
         bands = BANDS_10M if i >= num_pairs - few_bands else BANDS_12
         key = f"S2A_MSIL2A_{DATE_S2}_{column}_{row}"
@@ -152,9 +154,16 @@ def make_bigearthnet_v1(root: Path, num_pairs: int = 6, seed: int = 0) -> list[P
     return patches
 
 
-def make_reben(root: Path, num_pairs: int = 6, seed: int = 1, few_bands: int = 0) -> list[Patch]:
-    """BigEarthNet v2.0 as a tree; the last `few_bands` pairs have only B02, B03, B04 and B08."""
+def make_reben(root: Path, num_pairs: int = 6, seed: int = 1, few_bands: int = 0, num_maps: int = 0) -> list[Patch]:
+    """BigEarthNet v2.0 as a tree; the last `few_bands` pairs have only B02, B03, B04 and B08.
+
+    The first `num_maps` have a reference map.
+    """
     patches = _patches(num_pairs, seed, few_bands, version=2)
+    for patch in patches[:num_maps]:
+        patch.reference_map = corine_codes(patch)
+        folder = root / "Reference_Maps" / patch.key.rsplit("_", 2)[0] / patch.key
+        write_tif(folder / f"{patch.key}_reference_map.tif", patch.reference_map, patch.corner)
     for patch in patches:
         patch.s1_path = root / "BigEarthNet-S1" / patch.s1_name.rsplit("_", 3)[0] / patch.s1_name
         patch.s2_path = root / "BigEarthNet-S2" / patch.key.rsplit("_", 2)[0] / patch.key
@@ -164,8 +173,19 @@ def make_reben(root: Path, num_pairs: int = 6, seed: int = 1, few_bands: int = 0
     return patches
 
 
-def make_reben_lmdb(root: Path, num_pairs: int = 6, seed: int = 1, tables: str = "parquet") -> list[Patch]:
-    """BigEarthNet v2.0 as rico-hdl encodes it; `tables` is `parquet`, or `csv` for ConfigILM's older form."""
+def corine_codes(patch: Patch) -> np.ndarray:
+    """A map of land cover of a patch."""
+    codes = np.array([112, 211, 231, 311, 312, 512], np.uint16)
+    return codes[(np.add.outer(np.arange(120), np.arange(120)) // 20 + patch.column) % len(codes)]
+
+
+def make_reben_lmdb(
+    root: Path, num_pairs: int = 6, seed: int = 1, tables: str = "parquet", num_maps: int = 0
+) -> list[Patch]:
+    """BigEarthNet v2.0 as rico-hdl encodes it; `tables` is `parquet`, or `csv` for ConfigILM's older form.
+
+    The first `num_maps` have a reference map.
+    """
     import lmdb
     from safetensors.numpy import save
 
@@ -181,6 +201,9 @@ def make_reben_lmdb(root: Path, num_pairs: int = 6, seed: int = 1, tables: str =
             halves = {patch.s1_name: ("VV", "VH"), patch.key: BANDS_12}
             for name, bands in halves.items():
                 out.put(name.encode(), save({band: patch.pixels[band] for band in bands}))
+        for patch in patches[:num_maps]:
+            patch.reference_map = corine_codes(patch)
+            out.put(f"{patch.key}_reference_map".encode(), save({"Data": patch.reference_map}))
     if tables == "parquet":
         write_metadata(root, patches)
     else:

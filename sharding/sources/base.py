@@ -1,4 +1,4 @@
-"""What a source gives: pairs, cheap to list, and samples, read one at a time.
+"""What a source gives: a listing, cheap to make, and samples, read one at a time.
 
 A source knows one layout of an archive. It lists what is there without opening a raster, and reads one pair into
 arrays at native resolution, exactly as stored. A pair that is not what it says it is raises `PairError`.
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sharding.errors import DataError
+from sharding.sources.listing import Listing, Pair
 
 MISSING_HALF: Final = "missing half"
 MISSING_BAND: Final = "missing band file"
@@ -20,10 +21,14 @@ GRIDS: Final = "grids disagree"
 WRONG_SIZE: Final = "wrong size"
 WRONG_TYPE: Final = "wrong type"
 NOT_FINITE: Final = "NaN in S1"
+NO_DATA: Final = "all nodata"
 CONSTANT: Final = "constant S1"
 PHYSICS: Final = "S1 outside physics"
 BANDS: Final = "bands contradict"
 METADATA: Final = "metadata missing or wrong"
+OFFSET: Final = "radiometric offset unclear"
+DAYS: Final = "days apart"
+KNOWN_BROKEN: Final = "known to be broken"
 MIXED: Final = "unlike the data set"
 
 
@@ -39,17 +44,6 @@ class PairError(DataError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
-    """A pair that is left out, as `bad.jsonl` lists it."""
-
-    key: str
-    source: str
-    reason: str
-    file: str
-    message: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class SourceFile:
     """A file of the archive, relative to its root, and what shows that it changed."""
 
@@ -60,33 +54,19 @@ class SourceFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
-    """One S1/S2 pair as the listing knows it; holds all that `Source.read` needs."""
+class SourceOptions:
+    """What a user may ask of any source; a source that cannot give it raises ConfigError."""
 
-    key: str
-    source: str
-    s1: str
-    """Where the S1 half lies: a path relative to the root, or a key of the LMDB."""
-    s2: str
-    bands: tuple[str, ...]
-    files: tuple[SourceFile, ...]
-    num_bytes: int
-    """Uncompressed size of its arrays, about; shards are cut by it."""
-    split: str | None = None
-    labels: tuple[str, ...] = ()
-    attributes: tuple[tuple[str, Any], ...] = ()
-    """What else goes into the sample's attributes (country, flags) or steers the reading: names and values."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """All of a source: its pairs sorted by key, what is refused without opening it, and what a user should know."""
-
-    pairs: list[Pair]
-    refused: list[Refusal] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    has_splits: bool = False
-    """Whether the source says splits at all, be it of pairs that are not here; then a pair without one was left out."""
+    s2_level: str = ""
+    """`L1C` or `L2A`, where the archive has both; empty: L2A if there is one."""
+    riders: bool = True
+    """Whether elevation, label rasters and the like come along."""
+    max_days: float | None = None
+    """Where halves are matched by date: S1 and S2 further apart are no pair."""
+    max_cloud: float = 1.0
+    """Where patches are cut out of scenes with a cloud mask: the largest share of clouds, 0 to 1."""
+    patch_pixels: int = 256
+    """Where patches are cut out of scenes: their side at 10 m."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +76,16 @@ class StoredArray:
     data: npt.NDArray[Any]
     bands: tuple[str, ...]
     units: str
-    """`dB`, `linear` or `DN`."""
+    """`dB`, `linear`, `DN`, `reflectance`, `m`, `index` or `class`."""
     gsd_m: float
+    """Of the pixels as stored; larger than a band's own where an archive has it resampled only."""
     transform: tuple[float, ...] | None = None
     """Affine coefficients a, b, c, d, e, f of the upper left corner; None when the source has none."""
     scale: float = 1.0
     radiometric_offset: float = 0.0
     """Added to the stored numbers before the scale."""
+    nodata: float | None = None
+    """The stored number that means that nothing was measured; one for all samples of a data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +105,8 @@ class Sample:
     labels: tuple[str, ...] = ()
     split: str | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
+    place: tuple[float, float] | None = None
+    """Longitude and latitude of the centre, where the source knows them better than the grid does."""
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -129,14 +114,16 @@ class Sample:
         return tuple(band for array in self.arrays.values() for band in array.bands)
 
     @property
-    def centre(self) -> tuple[float, float] | None:
-        """The patch's centre in its CRS; None without one."""
+    def centre(self) -> tuple[str, float, float] | None:
+        """CRS and centre of the patch; None when unknown."""
+        if self.place is not None:
+            return ("EPSG:4326", *self.place)
         array = next(iter(self.arrays.values()))
         if not self.crs or array.transform is None:
             return None
         a, b, c, d, e, f = array.transform
         row, column = np.array(array.data.shape[1:]) / 2
-        return float(a * column + b * row + c), float(d * column + e * row + f)
+        return self.crs, float(a * column + b * row + c), float(d * column + e * row + f)
 
 
 class Source(ABC):
@@ -145,22 +132,31 @@ class Source(ABC):
     name: str
     version: str
     """Version of the data that the layout holds; goes into the manifest."""
+    arrays: tuple[str, ...]
+    """Names of all arrays that its samples may have; `list` may narrow them to what it has seen."""
     vocabulary: tuple[str, ...] = ()
     """Labels in their official order; empty when the labels are the pairs' own."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, options: SourceOptions | None = None) -> None:
         self.root = root
+        self.options = options or SourceOptions()
 
     @abstractmethod
     def list(self) -> Listing:
-        """Everything at the root; ConfigError when there is no root, DataError when it cannot be listed."""
+        """Everything at the root; ConfigError when there is no root, DataError when it cannot be listed.
+
+        Looks at tables and names only, so that an archive of any size is listed in seconds: whether the files of a
+        pair are whole, `files` and `read` say when its shard is built.
+        """
+
+    @abstractmethod
+    def files(self, pair: Pair) -> tuple[SourceFile, ...]:
+        """The files that `read` reads, with what shows that they changed; PairError when one is missing."""
 
     @abstractmethod
     def read(self, pair: Pair) -> Sample:
         """The pixels and attributes of `pair`; PairError when they are not as they should be."""
 
     def centre(self, pair: Pair) -> tuple[str, float, float] | None:
-        """CRS and centre of the patch; None when unknown. Sources override it when they know it without reading."""
-        sample = self.read(pair)
-        centre = sample.centre
-        return None if centre is None else (sample.crs, *centre)
+        """CRS and centre of a patch whose place the listing does not say; None when unknown."""
+        return self.read(pair).centre

@@ -7,6 +7,8 @@ For example, of one place:
 - S1: `S1A_IW_GRDH_1SDV_20170613T165043_33UUP_26_57` (never zero-padded; S2 v2.0 is: `_00_00`)
 """
 
+import datetime
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -16,9 +18,14 @@ PATCH_M: Final = 1200
 PATCH_PIXELS: Final = 120
 BANDS_12: Final = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 
-_S1 = re.compile(r"S1[A-D]_IW_GRDH_1SDV_(\d{8}T\d{6})_(\d{2}[C-X][A-Z]{2})_(\d+)_(\d+)")
-_S2_V1 = re.compile(r"S2[A-D]_MSIL2A_(\d{8}T\d{5,6})_(\d+)_(\d+)")
-_S2_V2 = re.compile(r"S2[A-D]_MSIL2A_(\d{8}T\d{6})_N\d{4}_R\d{3}_T(\d{2}[C-X][A-Z]{2})_(\d+)_(\d+)")
+S1_PATTERN: Final = (
+    r"S1[A-D]_IW_GRDH_1SDV_(?P<date>\d{8}T\d{6})_(?P<tile>\d{2}[C-X][A-Z]{2})_(?P<column>\d{1,2})_(?P<row>\d{1,2})"
+)
+S2_V1_PATTERN: Final = r"S2[A-D]_MSIL2A_(?P<date>\d{8}T\d{5,6})_(?P<column>\d{1,2})_(?P<row>\d{1,2})"
+S2_V2_PATTERN: Final = (
+    r"S2[A-D]_MSIL2A_(?P<date>\d{8}T\d{6})_N\d{4}_R\d{3}_T(?P<tile>\d{2}[C-X][A-Z]{2})"
+    r"_(?P<column>\d{1,2})_(?P<row>\d{1,2})"
+)
 
 _LATITUDE_BANDS: Final = "CDEFGHJKLMNPQRSTUVWX"
 _ROWS: Final = "ABCDEFGHJKLMNPQRSTUV"
@@ -44,27 +51,45 @@ class PatchName:
 
 def parse_s1(name: str) -> PatchName | None:
     """An S1 patch's name; None when it is none."""
-    found = _S1.fullmatch(name)
-    return found and _patch(found[1], found[2], found[3], found[4])
+    return _parse(S1_PATTERN, name)
 
 
 def parse_s2_v1(name: str) -> PatchName | None:
     """An S2 patch's name of version 1.0; None when it is none."""
-    found = _S2_V1.fullmatch(name)
-    return found and _patch(found[1], "", found[2], found[3])
+    return _parse(S2_V1_PATTERN, name)
 
 
 def parse_s2_v2(name: str) -> PatchName | None:
     """An S2 patch's name of version 2.0; None when it is none."""
-    found = _S2_V2.fullmatch(name)
-    return found and _patch(found[1], found[2], found[3], found[4])
+    return _parse(S2_V2_PATTERN, name)
 
 
-def _patch(date: str, tile: str, column: str, row: str) -> PatchName:
-    day, _, time = date.partition("T")
-    time = time.zfill(6)  # a few names of v1.0 drop a leading zero: T94132
-    iso = f"{day[:4]}-{day[4:6]}-{day[6:]}T{time[:2]}:{time[2:4]}:{time[4:]}"
-    return PatchName(date=iso, tile=tile, column=int(column), row=int(row))
+def _parse(pattern: str, name: str) -> PatchName | None:
+    found = re.fullmatch(pattern, name, re.ASCII)
+    if found is None or (date := iso_time(found["date"])) is None:
+        return None
+    tile = found.groupdict().get("tile", "")
+    if tile and tile_corner(tile) is None:
+        return None
+    return PatchName(date=date, tile=tile, column=int(found["column"]), row=int(found["row"]))
+
+
+def iso_time(text: str) -> str | None:
+    """The time in a name (`20170613T101031`) as ISO 8601; None when it is none.
+
+    Names of v1.0 are told apart by seconds that were counted on, without a carry and without the leading zero: what
+    version 2.0 calls 094159 is `94160` and `94161` there. The carry is made up for.
+    """
+    day, _, clock = text.partition("T")
+    clock = clock.zfill(6)
+    hours, minutes, seconds = int(clock[:2]), int(clock[2:4]), int(clock[4:])
+    if hours > 23 or minutes > 59:
+        return None
+    try:
+        midnight = datetime.datetime.strptime(day, "%Y%m%d")
+    except ValueError:
+        return None
+    return (midnight + datetime.timedelta(hours=hours, minutes=minutes, seconds=seconds)).isoformat()
 
 
 def tile_square(tile: str) -> tuple[str, int, int]:
@@ -89,13 +114,25 @@ def _northing(latitude: float) -> float:
     return 0.9996 * (6_367_449.146 * phi - 16_038.509 * math.sin(2 * phi) + 16.833 * math.sin(4 * phi))
 
 
-def patch_corner(name: PatchName) -> tuple[str, int, int]:
-    """CRS and upper left corner, in metres, of a patch.
+@functools.cache
+def tile_corner(tile: str) -> tuple[str, int, int] | None:
+    """CRS and upper left corner, in metres, of a Sentinel-2 tile; None when `tile` is no MGRS square.
 
-    A Sentinel-2 tile starts at the square's corner, moved outwards to a multiple of 60 m; patches of 1,200 m are
-    counted from there. Equal to the corners of the published footprints (tests compare with real GeoTIFFs).
+    It starts at the square's corner, moved outwards to a multiple of 60 m.
     """
-    crs, easting, northing = tile_square(name.tile)
-    left = easting // 60 * 60
-    top = -(-(northing + _SQUARE_M) // 60) * 60
+    try:
+        crs, easting, northing = tile_square(tile)
+    except ValueError:
+        return None
+    return crs, easting // 60 * 60, -(-(northing + _SQUARE_M) // 60) * 60
+
+
+def patch_corner(name: PatchName) -> tuple[str, int, int]:
+    """CRS and upper left corner, in metres, of a patch: patches of 1,200 m are counted from the tile's corner.
+
+    Equal to the corners of the published footprints (tests compare with real GeoTIFFs).
+    """
+    corner = tile_corner(name.tile)
+    assert corner is not None, name.tile
+    crs, left, top = corner
     return crs, left + PATCH_M * name.column, top - PATCH_M * name.row

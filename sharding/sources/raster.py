@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,13 +48,13 @@ class Grid:
         return (c, f, a * self.width + b * self.height + c, d * self.width + e * self.height + f)
 
     @property
-    def centre(self) -> tuple[float, float] | None:
-        """The middle, in its CRS; None without one."""
+    def centre(self) -> tuple[str, float, float] | None:
+        """CRS and the middle in it; None without one."""
         if not self.crs or self.transform is None:
             return None
         a, b, c, d, e, f = self.transform
         row, column = self.height / 2, self.width / 2
-        return a * column + b * row + c, d * column + e * row + f
+        return self.crs, a * column + b * row + c, d * column + e * row + f
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +79,22 @@ def read_grid(tree: Tree, path: str, bands: tuple[str, ...]) -> Grid:
         return _grid(dataset, path, bands)
 
 
+_thread = threading.local()
+
+
+def _enter_settings() -> None:
+    """GDAL's settings, entered once a thread and never left: each time would cost a tenth of reading a small raster."""
+    if not getattr(_thread, "entered", False):
+        rasterio.Env(**_GDAL).__enter__()
+        _thread.entered = True
+
+
 @contextlib.contextmanager
 def _opened(tree: Tree, path: str) -> Iterator[Any]:
     local = tree.local(path)
+    _enter_settings()
     try:
-        with rasterio.Env(**_GDAL), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the grids are compared by our own rules
             if local is not None:
                 if not local.is_file():

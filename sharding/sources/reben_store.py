@@ -1,27 +1,23 @@
-"""Where reBEN's pixels lie: the published tree of GeoTIFFs, or rico-hdl's LMDB (a patch's name -> safetensors)."""
+"""Where reBEN's pixels lie; here the published tree of GeoTIFFs, in `sharding.sources.reben_lmdb` rico-hdl's LMDB."""
 
 import functools
-import json
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
-import numpy as np
+import pyarrow as pa
 
-from sharding.bands import ALL_BANDS, ARRAY_GSD_M, S1_BANDS, array_of
-from sharding.errors import ConfigError, DataError
+from sharding.bands import ARRAY_BANDS, MODALITY_ARRAYS, S1_BANDS
 from sharding.sources.band_names import band_name
-from sharding.sources.base import (
-    CORRUPT,
-    MISSING_BAND,
-    MISSING_HALF,
-    WRONG_SIZE,
-    Pair,
-    PairError,
-    SourceFile,
-)
-from sharding.sources.names import PATCH_M, parse_s2_v2, patch_corner
-from sharding.sources.raster import Grid, Raster, read_raster
+from sharding.sources.base import MISSING_BAND, MISSING_HALF, PairError, SourceFile
+from sharding.sources.raster import Raster, read_raster
 from sharding.sources.tree import Tree
+
+S1_FOLDER: Final = "BigEarthNet-S1"
+S2_FOLDER: Final = "BigEarthNet-S2"
+MAP_FOLDER: Final = "Reference_Maps"
+_LISTED_AT_ONCE: Final = 16
 
 
 class PatchStore(ABC):
@@ -30,13 +26,18 @@ class PatchStore(ABC):
     folder: str
     """Where it lies below the root."""
 
+    @property
     @abstractmethod
-    def s1_patches(self) -> list[str]:
-        """Names of all S1 patches, sorted."""
+    def has_maps(self) -> bool:
+        """Whether any patch may have a reference map."""
 
     @abstractmethod
-    def s2_patches(self) -> list[str]:
-        """Names of all S2 patches, sorted."""
+    def s1_patches(self) -> pa.Array:
+        """Names of all S1 patches."""
+
+    @abstractmethod
+    def s2_patches(self) -> pa.Array:
+        """Names of all S2 patches."""
 
     @abstractmethod
     def s1_path(self, name: str) -> str:
@@ -47,171 +48,114 @@ class PatchStore(ABC):
         """How a message names an S2 patch."""
 
     @abstractmethod
-    def contents(self, s2: str, s1: str) -> tuple[tuple[str, ...], tuple[SourceFile, ...]]:
-        """The S2 bands that are there, and the files; PairError when the S1 half is missing or lacks a band."""
+    def files(self, s2: str, s1: str, *, with_map: bool) -> tuple[SourceFile, ...]:
+        """The files of a pair; PairError when one that cannot be done without is missing."""
 
     @abstractmethod
-    def read(self, pair: Pair) -> dict[str, Raster]:
+    def read(self, s2: str, s1: str) -> dict[str, Raster]:
         """One raster a band."""
+
+    @abstractmethod
+    def reference_map(self, s2: str) -> Raster | None:
+        """The codes of CORINE of an S2 patch; None where there is no map."""
+
+
+def whole_groups(bands: Collection[str], path: str, file_of: str = "{}") -> tuple[str, ...]:
+    """The S2 bands in storage order: an archive may leave out whole resolutions, within one all must be there.
+
+    PairError when one is missing; `file_of` a band is its name in the folder `path`.
+    """
+    present: list[str] = []
+    for array in MODALITY_ARRAYS["s2"]:
+        order = [band for band in ARRAY_BANDS[array] if band != "B10"]
+        missing = [band for band in order if band not in bands]
+        if missing and len(missing) < len(order):
+            message = f"{', '.join(missing)} missing beside the others of {array}; fetch the patch again"
+            raise PairError(MISSING_BAND, f"{path}/{file_of.format(missing[0])}", message)
+        present += [] if missing else order
+    if not present:
+        raise PairError(MISSING_BAND, path, "it holds no band; fetch the patch again")
+    return tuple(present)
 
 
 class TreeStore(PatchStore):
-    """`BigEarthNet-S2/<tile>/<patch>/` and `BigEarthNet-S1/<scene>/<patch>/`."""
+    """`BigEarthNet-S2/<tile>/<patch>/`, `BigEarthNet-S1/<scene>/<patch>/` and `Reference_Maps/<tile>/<patch>/`."""
 
     folder = ""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
 
-    def s1_patches(self) -> list[str]:
+    def s1_patches(self) -> pa.Array:
         """Names of the patches' folders."""
-        return self._patches("BigEarthNet-S1")
+        return self._patches(S1_FOLDER)
 
-    def s2_patches(self) -> list[str]:
+    def s2_patches(self) -> pa.Array:
         """Names of the patches' folders."""
-        return self._patches("BigEarthNet-S2")
+        return self._patches(S2_FOLDER)
 
-    def _patches(self, half: str) -> list[str]:
-        return sorted(patch for group in self.tree.folders(half) for patch in self.tree.folders(f"{half}/{group}"))
+    def _patches(self, half: str) -> pa.Array:
+        def names(group: str) -> pa.Array:
+            return pa.array(self.tree.folders(f"{half}/{group}"), pa.string())
+
+        with ThreadPoolExecutor(_LISTED_AT_ONCE) as threads:
+            groups = threads.map(names, self.tree.folders(half))
+            return pa.chunked_array(groups, pa.string()).combine_chunks()
 
     def s1_path(self, name: str) -> str:
         """The scene is the patch's name without tile, column and row."""
-        return f"BigEarthNet-S1/{name.rsplit('_', 3)[0]}/{name}"
+        return f"{S1_FOLDER}/{name.rsplit('_', 3)[0]}/{name}"
 
     def s2_path(self, name: str) -> str:
         """The tile's folder is the patch's name without column and row."""
-        return f"BigEarthNet-S2/{name.rsplit('_', 2)[0]}/{name}"
+        return f"{S2_FOLDER}/{name.rsplit('_', 2)[0]}/{name}"
 
-    def contents(self, s2: str, s1: str) -> tuple[tuple[str, ...], tuple[SourceFile, ...]]:
-        """By the names of the files."""
-        s1_files, s2_files = self.tree.files(self.s1_path(s1)), self.tree.files(self.s2_path(s2))
-        if not s1_files:
-            raise PairError(MISSING_HALF, self.s1_path(s1), f"the S1 half of {s2} is missing; fetch it")
-        for band in S1_BANDS:
-            if f"{s1}_{band}.tif" not in s1_files:
-                path = f"{self.s1_path(s1)}/{s1}_{band}.tif"
-                raise PairError(MISSING_BAND, path, f"{band} of {s1} is missing; fetch the patch again")
-        rasters = {found: file for name, file in s2_files.items() if (found := _tif_band(name, s2))}
-        s1_rasters = [s1_files[f"{s1}_{band}.tif"] for band in S1_BANDS]
-        return tuple(rasters), (*s1_rasters, *rasters.values())
+    def files(self, s2: str, s1: str, *, with_map: bool) -> tuple[SourceFile, ...]:
+        """By the names in the two folders."""
+        found = [*self._s1_files(s1, s2).values(), *self._s2_files(s2).values()]
+        if with_map and (file := self._map_file(s2)) is not None:
+            found.append(file)
+        return tuple(found)
 
-    def read(self, pair: Pair) -> dict[str, Raster]:
+    def read(self, s2: str, s1: str) -> dict[str, Raster]:
         """One GeoTIFF a band."""
-        rasters = {}
-        for band in pair.bands:
-            folder, name = (self.s1_path(pair.s1), pair.s1) if band in S1_BANDS else (self.s2_path(pair.s2), pair.s2)
-            rasters[band] = read_raster(self.tree, f"{folder}/{name}_{band}.tif", (band,))
-        return rasters
+        files = {**self._s1_files(s1, s2), **self._s2_files(s2)}
+        return {band: read_raster(self.tree, file.path, (band,)) for band, file in files.items()}
+
+    def reference_map(self, s2: str) -> Raster | None:
+        """The GeoTIFF in a folder of its own."""
+        file = self._map_file(s2)
+        return None if file is None else read_raster(self.tree, file.path, ("CLC",))
+
+    def _s1_files(self, s1: str, s2: str) -> dict[str, SourceFile]:
+        path = self.s1_path(s1)
+        files = self.tree.files(path)
+        if not files:
+            raise PairError(MISSING_HALF, path, f"the S1 half of {s2} is missing; fetch it")
+        for band in S1_BANDS:
+            if f"{s1}_{band}.tif" not in files:
+                message = f"{band} of {s1} is missing; fetch the patch again"
+                raise PairError(MISSING_BAND, f"{path}/{s1}_{band}.tif", message)
+        return {band: files[f"{s1}_{band}.tif"] for band in S1_BANDS}
+
+    def _s2_files(self, s2: str) -> dict[str, SourceFile]:
+        path = self.s2_path(s2)
+        bands = {band: file for name, file in self.tree.files(path).items() if (band := _tif_band(name, s2))}
+        return {band: bands[band] for band in whole_groups(bands, path, f"{s2}_{{}}.tif")}
+
+    def _map_file(self, s2: str) -> SourceFile | None:
+        if not self.has_maps:
+            return None
+        return self.tree.file(f"{MAP_FOLDER}/{s2.rsplit('_', 2)[0]}/{s2}/{s2}_reference_map.tif")
+
+    @functools.cached_property
+    def has_maps(self) -> bool:
+        """They have a folder of their own."""
+        return MAP_FOLDER in self.tree.folders()
 
 
 def _tif_band(name: str, patch: str) -> str | None:
     if not name.startswith(f"{patch}_") or not name.endswith(".tif"):
         return None
-    return band_name(name[len(patch) + 1 : -4])
-
-
-class LmdbStore(PatchStore):
-    """Two keys a pair; the grids follow from the patches' names, for the LMDB does not keep them."""
-
-    def __init__(self, tree: Tree, folder: str) -> None:
-        self.tree, self.folder = tree, folder
-        path = tree.local(folder)
-        if path is None:
-            raise ConfigError(f"{tree.store.name(folder)} is an LMDB, which is read from a disk only; copy it first")
-        self.path = str(path)
-        self._names: list[str] | None = None
-
-    @property
-    def _environment(self) -> Any:
-        return _open_lmdb(self.path)
-
-    def _all(self) -> list[str]:
-        if self._names is None:
-            with self._environment.begin() as transaction:
-                keys = transaction.cursor().iternext(keys=True, values=False)
-                self._names = sorted(key.decode() for key in keys)
-        return self._names
-
-    def s1_patches(self) -> list[str]:
-        """Keys that begin with S1."""
-        return [name for name in self._all() if name.startswith("S1")]
-
-    def s2_patches(self) -> list[str]:
-        """Keys that begin with S2, reference maps aside."""
-        return [name for name in self._all() if name.startswith("S2") and not name.endswith("_reference_map")]
-
-    def s1_path(self, name: str) -> str:
-        """A message names the LMDB's folder and the key."""
-        return f"{self.folder or '.'}/{name}"
-
-    def s2_path(self, name: str) -> str:
-        """A message names the LMDB's folder and the key."""
-        return f"{self.folder or '.'}/{name}"
-
-    def contents(self, s2: str, s1: str) -> tuple[tuple[str, ...], tuple[SourceFile, ...]]:
-        """By the header of the S2 patch's safetensors; the first page of each value is touched."""
-        data = self.tree.files(self.folder)["data.mdb"]
-        with self._environment.begin(buffers=True) as transaction:
-            if transaction.get(s1.encode()) is None:
-                raise PairError(MISSING_HALF, self.s1_path(s1), f"the S1 half of {s2} is missing; fetch it")
-            bands = tuple(_header(transaction.get(s2.encode()), self.s2_path(s2)))
-        return bands, (data,)
-
-    def read(self, pair: Pair) -> dict[str, Raster]:
-        """One plane a band."""
-        name = parse_s2_v2(pair.key)
-        assert name is not None
-        crs, left, top = patch_corner(name)
-        planes = {**self._planes(self.s1_path(pair.s1), pair.s1), **self._planes(self.s2_path(pair.s2), pair.s2)}
-        rasters = {}
-        for band in pair.bands:
-            path = self.s1_path(pair.s1) if band in S1_BANDS else self.s2_path(pair.s2)
-            if band not in planes:
-                raise PairError(MISSING_BAND, path, f"it has no {band}; make the LMDB again with rico-hdl")
-            data = planes[band]
-            if data.ndim != 2:
-                raise PairError(WRONG_SIZE, path, f"{band} has shape {data.shape}, height and width were expected")
-            side = float(ARRAY_GSD_M[array_of(band)])
-            grid = Grid(
-                crs=crs,
-                transform=(side, 0.0, float(left), 0.0, -side, float(top)),
-                height=PATCH_M // int(side),
-                width=PATCH_M // int(side),
-            )
-            rasters[band] = Raster(path=path, data=data[None], grid=grid)
-        return rasters
-
-    def _planes(self, path: str, key: str) -> dict[str, np.ndarray[Any, Any]]:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
-        with self._environment.begin() as transaction:
-            value = transaction.get(key.encode())
-        if value is None:
-            raise PairError(MISSING_HALF, path, "the LMDB has no such key; make it again with rico-hdl")
-        try:
-            planes = load(value)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise PairError(CORRUPT, path, f"its value is no safetensors ({error}); make the LMDB again") from error
-        return {band: data for band, data in planes.items() if band in ALL_BANDS}
-
-
-@functools.cache
-def _open_lmdb(path: str) -> Any:
-    # A process may open an environment only once; it stays open until the process ends.
-    import lmdb
-
-    try:
-        return lmdb.open(path, readonly=True, lock=False, readahead=False, create=False)
-    except lmdb.Error as error:
-        raise DataError(f"{path} cannot be opened as an LMDB ({error}); fetch it again") from error
-
-
-def _header(value: Any, path: str) -> list[str]:
-    """Bands in a safetensors value: u64 length, then JSON."""
-    try:
-        length = int.from_bytes(bytes(value[:8]), "little")
-        header = json.loads(bytes(value[8 : 8 + length]))
-        return [name for name in header if name in ALL_BANDS]
-    except (ValueError, TypeError) as error:
-        raise PairError(CORRUPT, path, f"its value is no safetensors ({error}); make the LMDB again") from error
+    band = band_name(name[len(patch) + 1 : -4])
+    return band if band and name == f"{patch}_{band}.tif" else None

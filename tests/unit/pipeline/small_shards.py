@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.batch import Batch
-from sharding.bands import ALL_BANDS, ARRAY_BANDS, ARRAY_GSD_M
+from sharding.bands import ARRAY_BANDS, ARRAY_GSD_M, MODALITY_ARRAYS
 from sharding.index import dump_index
 from sharding.manifest import (
     MANIFEST_NAME,
@@ -27,7 +27,7 @@ from sharding.statistics import band_statistics, merge
 from sharding.writer import ShardWriter
 
 LABELS = ("Pastures", "Inland waters", "Urban fabric")
-BANDS_L2A = tuple(band for band in ALL_BANDS if band != "B10")
+BANDS_L2A = ("VV", "VH", *(band for name in MODALITY_ARRAYS["s2"] for band in ARRAY_BANDS[name] if band != "B10"))
 FEW_BANDS = ("VV", "B02", "B04", "B11")
 
 
@@ -59,7 +59,8 @@ class Made:
 
 def array_specs(pixels: int, s1_dtype: str) -> tuple[ArraySpec, ...]:
     specs = []
-    for name, gsd in ARRAY_GSD_M.items():
+    for name in (array for arrays in MODALITY_ARRAYS.values() for array in arrays):
+        gsd = ARRAY_GSD_M[name]
         size = pixels * 10 // gsd
         specs.append(
             ArraySpec(
@@ -103,7 +104,7 @@ def make(
         moments.append(counted)
     statistics = {band: band_statistics(counted) for band, counted in merge(moments).items()}
     source = SourceSpec(name="synthetic", version="1", samples=len(made.samples), levels=("L2A",))
-    manifest = replace(made.manifest, shards=tuple(shards), statistics=statistics, sources=(source,))
+    manifest = replace(made.manifest, shards=tuple(shards), statistics={"train": statistics}, sources=(source,))
     (root / MANIFEST_NAME).write_bytes(dump_manifest(manifest))
     made.manifest = parse_manifest((root / MANIFEST_NAME).read_bytes(), MANIFEST_NAME)
     return made
@@ -139,7 +140,7 @@ def random_sample(
 
 def write_shard(root: Path, name: str, specs, codec: str, samples: list[Sample]):
     path, index_path = f"shards/{name}.tar", f"index/{name}.idx"
-    for folder in ("shards", "index"):
+    for folder in ("shards", "index", "metadata"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     arrays = tuple(spec.name for spec in specs)
     with ShardWriter(root / path, arrays=arrays, codec=codec, vocabulary=LABELS) as writer:
@@ -148,15 +149,21 @@ def write_shard(root: Path, name: str, specs, codec: str, samples: list[Sample])
         finished = writer.finish()
     index = dump_index(finished.index)
     (root / index_path).write_bytes(index)
+    metadata_path = f"metadata/{name}.jsonl"
+    (root / metadata_path).write_bytes(finished.metadata)
     spec = ShardSpec(
         path=path,
         split="train",
         samples=len(samples),
+        tar_samples=len(samples),
         num_bytes=finished.num_bytes,
         sha256=finished.sha256,
         index_path=index_path,
         index_bytes=len(index),
         index_sha256=hashlib.sha256(index).hexdigest(),
+        metadata_path=metadata_path,
+        metadata_bytes=len(finished.metadata),
+        metadata_sha256=hashlib.sha256(finished.metadata).hexdigest(),
     )
     return spec, finished.moments
 

@@ -53,7 +53,7 @@ def make_data_set(root: Path, labels: tuple[str, ...] = LABELS) -> str:
         arrays=specs,
         shards=tuple(shards),
         labels=labels,
-        statistics=statistics,
+        statistics={"train": statistics},
         sources=(source,),
         codec="lz4",
     )

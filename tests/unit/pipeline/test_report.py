@@ -44,11 +44,15 @@ def make_data_set(folder: Path) -> None:
                 path=f"shards/{split}.tar",
                 split=split,
                 samples=samples,
+                tar_samples=samples,
                 num_bytes=201_000 * samples,
                 sha256="0" * 64,
                 index_path=f"index/{split}.idx",
                 index_bytes=len(index),
                 index_sha256="0" * 64,
+                metadata_path=f"metadata/{split}.jsonl",
+                metadata_bytes=0,
+                metadata_sha256="0" * 64,
             )
         )
     specs = tuple(
@@ -64,7 +68,9 @@ def make_data_set(folder: Path) -> None:
         for name, bands in ARRAY_BANDS.items()
     )
     statistics = {
-        band: BandStatistics(count=288_000, mean=-12.6, std=5.0, minimum=-40.0, maximum=11.0)
+        band: BandStatistics(
+            count=288_000, mean=-12.6, std=5.0, minimum=-40.0, maximum=11.0, nodata=0, percentiles={"50": -12.5}
+        )
         for spec in specs
         for band in spec.bands
         if band != "B10"
@@ -74,7 +80,7 @@ def make_data_set(folder: Path) -> None:
         arrays=specs,
         shards=tuple(shards),
         labels=LABELS,
-        statistics=statistics,
+        statistics={"train": statistics},
         sources=(source,),
         codec="lz4",
     )

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from sharding.sources import open_source
+from sharding.sources.base import PairError
 from tests.trees import write_tif
 from tests.unit.sharding.conftest import contents, run_build
 
@@ -75,6 +77,29 @@ BREAKAGES = {
 
 @pytest.mark.parametrize("archive", ["fresh_v1", "fresh_reben"])
 @pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_broken_pair_is_listed_and_refused_when_it_is_read(breakage, archive, request):
+    archive = request.getfixturevalue(archive)
+    reason, file, do = BREAKAGES[breakage]
+    broken = archive.patches[1]
+    do(broken)
+    source = open_source(archive.source, str(archive.root))
+    listing = source.list()
+    assert (len(listing.pairs), listing.refused) == (4, [])
+    for pair in listing.pairs:
+        if pair.key != broken.key:
+            source.files(pair)
+            assert source.read(pair).key == pair.key
+            continue
+        with pytest.raises(PairError) as caught:
+            source.files(pair)
+            source.read(pair)
+        assert caught.value.reason == reason
+        assert caught.value.file.endswith(file)
+        assert (archive.root / caught.value.file).parent.is_dir()
+
+
+@pytest.mark.parametrize("archive", ["fresh_v1", "fresh_reben"])
+@pytest.mark.parametrize("breakage", BREAKAGES)
 def test_a_broken_pair_fails_the_build_with_its_reason(breakage, archive, request, tmp_path):
     archive = request.getfixturevalue(archive)
     reason, file, do = BREAKAGES[breakage]
@@ -129,11 +154,12 @@ def test_broken_metadata_of_v1_is_named(fresh_v1, tmp_path):
     record = third.s1_path / f"{third.s1_name}_labels_metadata.json"
     record.write_text(record.read_text().replace(third.key, first.key))
     ended = run_build(*fresh_v1.arguments, "--out", tmp_path / "out", "--max-bad", 9, "--json")
-    # The first's JSON is broken, so nothing names its S2 half but the third, which leaves its own S2 half alone.
-    assert ended.figures["refused_by_reason"]["metadata missing or wrong"] == 2
-    messages = (tmp_path / "out" / "bad.jsonl").read_text()
-    assert "cannot be read as JSON" in messages
-    assert "'Lava' is in no nomenclature" in messages
+    assert ended.figures["refused_by_reason"] == {"metadata missing or wrong": 3}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]
+    messages = {line["key"]: line["message"] for line in lines}
+    assert "cannot be read as JSON" in messages[first.key]
+    assert "'Lava' is in no nomenclature" in messages[second.key]
+    assert f"it names {first.key} as its S2 patch, the lists name {third.key}" in messages[third.key]
 
 
 def test_a_reben_patch_without_a_row_or_with_a_row_of_another_place(fresh_reben, tmp_path):
@@ -145,7 +171,7 @@ def test_a_reben_patch_without_a_row_or_with_a_row_of_another_place(fresh_reben,
     ended = run_build(*fresh_reben.arguments, "--out", tmp_path / "out", "--max-bad", 9, "--json")
     messages = (tmp_path / "out" / "bad.jsonl").read_text()
     assert "the metadata has no row for it, so its S1 half is unknown" in messages
-    assert "33UUQ_4_2', which is another place" in messages
+    assert f"33UUQ_{second.column}_{second.row}', which is another place" in messages
     assert ended.figures["samples_built"] == 2
 
 

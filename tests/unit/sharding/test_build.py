@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from sharding.bands import ALL_BANDS, ARRAY_BANDS, presence_mask, present_bands
+from sharding.bands import MODALITY_ARRAYS, S1_BANDS, S2_BANDS, presence_mask, present_bands
 from sharding.codec import CODECS, decode_into
 from sharding.index import parse_index
 from sharding.manifest import parse_manifest
@@ -43,7 +43,7 @@ def test_the_index_leads_to_every_payload(dataset, v1, reben):
     for shard in manifest.shards:
         content = (dataset / shard.path).read_bytes()
         index = parse_index((dataset / shard.index_path).read_bytes(), shard.index_path)
-        assert index.arrays == tuple(ARRAY_BANDS)
+        assert index.arrays == ("s1", *MODALITY_ARRAYS["s2"])
         for record in index.records:
             patch = patches[record["key"].decode()]
             seen.add(patch.key)
@@ -77,14 +77,16 @@ def test_the_manifest_tells_what_there_is(dataset, v1, reben):
         "s2_20m": (("B05", "B06", "B07", "B8A", "B11", "B12"), "uint16", 60, 20, "DN"),
         "s2_60m": (("B01", "B09"), "uint16", 20, 60, "DN"),
     }
-    assert set(manifest.bands) == set(ALL_BANDS) - {"B10"}
+    assert set(manifest.bands) == {*S1_BANDS, *S2_BANDS} - {"B10"}
     assert len(manifest.labels) == 19
     assert sorted(path.name for path in dataset.iterdir()) == [
         "bad.jsonl",
         "build.json",
         "index",
         "manifest.json",
+        "metadata",
         "shards",
+        "statistics-000001.json",
     ]
 
 
@@ -120,7 +122,7 @@ def test_built_twice_it_is_the_same_bytes_however_many_workers(v1, reben, codec,
         assert run_build(*arguments, workers=workers).code == 0
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "two")
-    assert len(one) == 8  # three shards, three indexes, manifest, list of bad pairs
+    assert len(one) == 12  # three shards, three indexes, three of metadata, statistics, manifest, list of bad pairs
 
 
 def test_another_seed_shuffles_otherwise(v1, tmp_path):
@@ -164,13 +166,19 @@ def test_another_finished_data_set_is_never_touched(fresh_v1, reben, change, tmp
     )
     if change == "files":
         os.utime(next(fresh_v1.patches[0].s2_path.glob("*_B02.tif")))
-    ended = run_build(*arguments, "--out", out)
+    ended = run_build(*arguments, "--out", out, "--recheck")
     assert ended.code == 1
-    assert (
-        f"{out} holds a finished data set, built from other files or with other settings (modification times count too"
-        in ended.err
-    )
+    message = f"{out} holds a finished data set, built from another archive or with other settings"
+    if change == "files":
+        message = f"files of 1 of 2 shards of {out} have another size or time than when it was built"
+    assert message in ended.err
     assert contents(out) == before
+
+
+def test_a_finished_data_set_is_rechecked_against_unchanged_files(fresh_v1, tmp_path):
+    out = tmp_path / "out"
+    assert run_build(*fresh_v1.arguments, "--out", out).code == 0
+    assert "nothing to do" in run_build(*fresh_v1.arguments, "--out", out, "--recheck").out
 
 
 def test_a_folder_of_somebody_else_is_never_touched(v1, tmp_path):
@@ -197,7 +205,7 @@ def test_identical_keys_of_two_sources_are_kept_once_from_the_first(reben, reben
     assert ended.figures["duplicates"] == 5
     assert ended.figures["samples_built"] == 6
     assert ended.figures["pairs_found"] == 11
-    assert any(note.startswith("5 pairs are in two sources and kept once") for note in ended.figures["notes"])
+    assert any(note.startswith("5 pairs have a key that came before") for note in ended.figures["notes"])
     groups = open_members(tmp_path / "out", tmp_path)
     for patch in reben.patches:
         assert_pixels(groups[patch.key], patch.pixels)

@@ -83,7 +83,7 @@ def test_other_names_of_the_columns_and_of_the_table(root):
     write_table(root, row, name="manifest.csv")
     listing = open_source("folder", str(root)).list()
     assert [pair.key for pair in listing.pairs] == ["site/a"]
-    assert dict(listing.pairs[0].attributes)["s1_date"] == "2020-01-02"
+    assert (listing.pairs[0].s1_date, listing.pairs[0].s2_date) == ("2020-01-02", "2020-01-03")
 
 
 def test_a_file_of_many_bands_at_one_resolution(root, pixels):
@@ -134,13 +134,13 @@ def test_the_centre_comes_from_the_header_and_no_pixel_is_read(root, pixels, hal
     source = open_source("folder", str(root / "pairs.csv"))
     [pair] = source.list().pairs
     expected = source.read(pair).centre
-    assert expected == (CORNER[0] + 600, CORNER[1] - 600)
+    assert expected == ("EPSG:32633", CORNER[0] + 600, CORNER[1] - 600)
 
     def unread(*_, **__):
         raise AssertionError("pixels were read")
 
     monkeypatch.setattr(rasterio.io.DatasetReader, "read", unread, raising=True)
-    assert source.centre(pair) == ("EPSG:32633", *expected)
+    assert source.centre(pair) == expected
     with pytest.raises(AssertionError, match="pixels were read"):
         source.read(pair)
 
@@ -179,9 +179,16 @@ def test_columns_that_nothing_reads_are_told_once(root):
         ({"s2_bands": "VV"}, "row 2: s2_bands has 'VV'"),
         ({"s2_bands": "B02,B2"}, "row 2: s2_bands names a band twice"),
         ({"s1_units": "amplitude"}, "row 2: s1_units is 'amplitude'; write dB or linear"),
-        ({"s2_units": "reflectance"}, "row 2: s2_units is 'reflectance'"),
+        ({"s2_units": "radiance"}, "row 2: s2_units is 'radiance'; write DN or reflectance"),
         ({"s2_level": "L3"}, "row 2: s2_level is 'L3'; write L1C or L2A"),
         ({"s2_offset": "yes"}, "row 2: s2_offset is 'yes'"),
+        ({"s1_scale": "-1"}, "row 2: s1_scale is '-1'"),
+        ({"s1_nodata": "nan"}, "row 2: s1_nodata is 'nan'; write a number"),
+        ({"s1_date": "last May"}, "row 2: s1_date is 'last May'; write 2020-01-31 or 2020-01-31T10:20:30"),
+        ({"lon": "16.2"}, "row 2: lon and lat are '16.2' and ''; give both in degrees"),
+        ({"lon": "16.2", "lat": "97"}, "row 2: lon and lat are '16.2' and '97'"),
+        ({"s2_path": "a.tif|b.tif"}, "row 2: s2_path names 2 files and s2_bands"),
+        ({"s2_path": "a.tif|b.tif|c.tif", "s2_bands": "B02,B03|B04"}, "row 2: s2_path names 3 files and s2_bands"),
         ({"split": "holdout"}, "row 2: 'holdout' is no split; write train, val or test"),
     ],
 )
@@ -210,6 +217,12 @@ def test_missing_columns_are_named(root):
 def test_a_folder_without_a_table_is_wrong_usage(tmp_path):
     with pytest.raises(ConfigError, match=r"there is no .*pairs\.csv"):
         open_source("folder", str(tmp_path)).list()
+
+
+def test_all_wrong_rows_are_counted_and_the_first_three_named(root):
+    write_table(root, *({**ROW, "key": f"k{i}", "s1_units": "" if i % 2 else "dB"} for i in range(10)))
+    with pytest.raises(DataError, match=r"row 3: s1_units is empty; row 5: .*; row 7: .* \(and 2 more rows\)$"):
+        open_source("folder", str(root / "pairs.csv")).list()
 
 
 def refusal(root, tmp_path):

@@ -20,7 +20,7 @@ def test_the_summary_counts_what_was_built(dataset, v1, reben):
             assert count == sum(label in patch.labels for patch in patches if patch.split == split)
     vv = np.concatenate([p.pixels["VV"].ravel() for p in patches if p.split == "train"]).astype(float)
     assert np.isclose(told["bands"]["VV"]["mean"], vv.mean())
-    size = sum(path.stat().st_size for part in ("shards", "index") for path in (dataset / part).iterdir())
+    size = sum(path.stat().st_size for part in ("shards", "index", "metadata") for path in (dataset / part).iterdir())
     assert told["kb_per_pair"] == round(size / 1000 / len(patches), 2)
 
 

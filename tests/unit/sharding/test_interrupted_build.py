@@ -23,6 +23,11 @@ def command(archive: Archive, out, *more) -> list[str]:
     return [sys.executable, "-m", "sharding.build", *archive.arguments, "--out", str(out), *map(str, more)]
 
 
+def heed_ctrl_c() -> None:
+    """What a shell starts in the background, and all that it starts, ignores Ctrl-C; these processes must not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait_for(condition, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -79,7 +84,12 @@ def test_ctrl_c_is_one_sentence_and_leaves_nothing_half_written(larger, workers,
     out = tmp_path / "out"
     options = ["--workers", workers, "--shard-mib", 1, "--codec", "none"]
     process = subprocess.Popen(
-        command(larger, out, *options), cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
+        command(larger, out, *options),
+        cwd=ROOT,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     )
     wait_for(lambda: list(out.glob(f".build/{after}")) or process.poll() is not None)
     os.killpg(process.pid, signal.SIGINT)
@@ -143,8 +153,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(larger, dis
 def test_a_disk_that_fills_up_while_a_shard_is_synced(v1, tmp_path, monkeypatch):
     """The last bytes of a shard find no space, when all writes before seemed to have been done."""
 
-    def full(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    fsync = os.fsync
+
+    def full(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".tar.partial"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)

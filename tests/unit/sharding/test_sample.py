@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zarr
 
+from sharding.bands import ARRAY_GSD_M
 from sharding.codec import CODECS, decode_into
 from sharding.sample import chunk_name, pack_sample
 from sharding.sources import open_source
@@ -40,6 +41,7 @@ def test_zarr_itself_opens_it(samples, codec, tmp_path):
             "offset": 0.0,
             "nodata": None,
             "gsd_m": array.gsd_m,
+            "native_gsd_m": ARRAY_GSD_M[name],
             "transform": list(array.transform),
         }
     attributes = dict(group.attrs)

@@ -10,6 +10,7 @@ import rasterio
 from sharding import verify
 from sharding.sources import open_source
 from sharding.sources.names import parse_s1, parse_s2_v2, patch_corner
+from sharding.sources.raster import to_degrees
 from tests.unit.sharding.conftest import SHARED, contents, run, run_build
 from tests.unit.sharding.members import assert_pixels, open_members
 
@@ -44,6 +45,44 @@ def tifs(folder):
     return planes
 
 
+def pixels_of(row):
+    """Every band of a pair of the manifest, and its map of land cover if it has one."""
+    planes = {**tifs(SHARED / row["s1_path"]), **tifs(SHARED / row["s2_path"])}
+    if row["label_path"].endswith("_reference_map.tif"):
+        planes["CLC"] = tifs((SHARED / row["label_path"]).parent)["map"]
+    return planes
+
+
+def labels_of(row):
+    """The labels of the manifest; those of the 43 have a mark in front."""
+    return set(row["labels"].removeprefix("43:").split("|"))
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "count"), [("bigearthnet-v1", "bigearthnet_v1", 60), ("reben", "bigearthnet_v2", 107)]
+)
+def test_each_source_reads_what_rasterio_reads(rows, name, root, count):
+    by_key = {row["pair_id"].partition("/")[2]: row for row in rows if row["s1_path"].startswith(root)}
+    source = open_source(name, str(SHARED / root))
+    listing = source.list()
+    assert [pair.key for pair in listing.pairs] == sorted(by_key)
+    assert (len(by_key), listing.refused) == (count, [])
+    for pair in listing.pairs:
+        row, sample = by_key[pair.key], source.read(pair)
+        stored = {b: p for a in sample.arrays.values() for b, p in zip(a.bands, a.data, strict=True)}
+        expected = pixels_of(row)
+        assert set(stored) == set(expected)
+        for band, plane in expected.items():
+            assert stored[band].dtype == plane.dtype
+            assert np.array_equal(stored[band], plane)
+        assert sample.crs == row["crs"]
+        assert [(pair.lon, pair.lat)] == to_degrees(row["crs"], [(float(row["ulx"]) + 600, float(row["uly"]) - 600)])
+        assert sample.dates["s1"].replace("-", "").replace(":", "") == row["date_s1"]
+        official = sample.attributes["labels_43"] if row["labels"].startswith("43:") else sample.labels
+        assert set(official) == labels_of(row)
+        assert len(source.files(pair)) == len(expected) + (name == "bigearthnet-v1")  # and its JSON
+
+
 def test_all_pairs_of_both_versions_are_in_one_verified_data_set(rows, built, tmp_path):
     out, figures = built
     assert figures["pairs_found"] == figures["samples_built"] == len(rows) == 167
@@ -56,17 +95,16 @@ def test_all_pairs_of_both_versions_are_in_one_verified_data_set(rows, built, tm
     assert json.loads(ended.out)["samples"] == len(rows)
     groups = open_members(out, tmp_path)
     for row in rows:
-        expected = {**tifs(SHARED / row["s1_path"]), **tifs(SHARED / row["s2_path"])}
         group = groups[row["pair_id"].partition("/")[2]]
-        assert_pixels(group, expected)
+        assert_pixels(group, pixels_of(row))
         assert group.attrs["crs"] == row["crs"]
         assert group.attrs["transform"][2] == float(row["ulx"])
         assert group.attrs["transform"][5] == float(row["uly"])
 
 
-def test_85_pairs_have_only_the_bands_at_10_m(built, tmp_path):
+def test_85_pairs_have_only_the_bands_at_10_m_and_a_map(built, tmp_path):
     groups = open_members(built[0], tmp_path)
-    assert sum(set(group.arrays) == {"s1", "s2_10m"} for group in groups.values()) == 85
+    assert sum(set(group.arrays) == {"s1", "s2_10m", "reference_map"} for group in groups.values()) == 85
 
 
 @pytest.mark.dist
