@@ -27,12 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
 
-    from sharding.store import Store, read_manifest
+    from sharding.dataset import open_dataset
 
-    store = Store(arguments.url)
+    store, manifest = open_dataset(arguments.url)
     if not store.is_local:
         raise ConfigError(f"{arguments.url} is not on this machine; copy the data set to a local disk")
-    shards = read_manifest(arguments.url).shards_of("train")
+    shards = manifest.shards_of("train")
     paths = [Path(store.full(shard.path)) for shard in shards]
     in_set = sum(shard.samples for shard in shards)
     num_samples = max(BATCH, (500 if arguments.quick else 4000) // BATCH * BATCH)
