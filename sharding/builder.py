@@ -167,15 +167,15 @@ def _with_statistics(store: Store, plan: Plan, results: list[ShardResult]) -> It
 
 
 def _require_enough(plan: Plan, results: list[ShardResult], refused: list[Refusal], max_bad: int, bad: str) -> None:
+    reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in refused).most_common())
     if len(refused) > max_bad:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in refused).most_common())
         raise DataError(
             f"{len(refused)} of {plan.num_found} pairs are refused ({reasons}), --max-bad allows {max_bad}; "
             f"the first: {refused[0].file}: {refused[0].message}. All are in {bad}; "
             "mend or remove them, or raise --max-bad"
         )
     if not any(result.spec for result in results):
-        raise DataError(f"every pair is refused; the reasons are in {bad}")
+        raise DataError(f"every pair is refused ({reasons}); the files and what to do are in {bad}")
 
 
 def _refuse_changed_files(store: Store, plan: Plan, sources: list[Source], known: dict[str, str]) -> None:

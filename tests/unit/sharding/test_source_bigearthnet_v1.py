@@ -304,6 +304,7 @@ def test_a_missing_file_is_told_before_anything_is_read(fresh_v1, reason, file, 
     assert caught.value.file.endswith(file)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LISTS.exists(), reason="needs ../shared/index, the official lists")
 def test_the_official_lists_place_and_split_every_pair(tmp_path, monkeypatch):
     names = ("train", "val", "test", "s1_s2_name_country_season", "patches_with_seasonal_snow")
