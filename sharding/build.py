@@ -11,7 +11,7 @@ from sharding.build_options import (
     command_line,
     means_of,
     print_figures,
-    source_options,
+    settings_of,
 )
 from sharding.command import run_command
 
@@ -68,20 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     check(arguments)
     from sharding.builder import build
-    from sharding.plan import Settings
     from sharding.report import build_table
 
-    settings = Settings(
-        sources=tuple(zip(arguments.source, arguments.root, strict=True)),
-        splits=arguments.splits,
-        codec=arguments.codec,
-        s1=arguments.s1,
-        shard_mib=arguments.shard_mib,
-        seed=arguments.seed,
-        cell_km=arguments.cell_km,
-        max_days=arguments.max_days,
-        options=source_options(arguments),
-    )
+    settings = settings_of(arguments, codec=arguments.codec, s1=arguments.s1)
     figures, finished_before = build(
         settings,
         arguments.out,

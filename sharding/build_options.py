@@ -12,7 +12,7 @@ from sharding.sources import SOURCES
 
 if TYPE_CHECKING:
     from sharding.builder import Means
-    from sharding.sources.base import SourceOptions
+    from sharding.plan import Settings
 
 S1_KINDS: Final = ("float32", "float16", "int16")
 SOURCES_HELP: Final = "sources:\n" + "\n".join(f"  {name:<16}{text}" for name, (_, text) in SOURCES.items())
@@ -152,16 +152,27 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError("--slurm-option and --cluster say how --slurm N submits; give --slurm too")
 
 
-def source_options(arguments: argparse.Namespace) -> "SourceOptions":
-    """What is asked of the sources."""
+def settings_of(arguments: argparse.Namespace, *, codec: str, s1: str) -> "Settings":
+    """What determines the data set."""
+    from sharding.plan import Settings
     from sharding.sources.base import SourceOptions
 
-    return SourceOptions(
-        s2_level=arguments.s2_level,
-        riders=not arguments.no_riders,
+    return Settings(
+        sources=tuple(zip(arguments.source, arguments.root, strict=True)),
+        splits=arguments.splits,
+        codec=codec,
+        s1=s1,
+        shard_mib=arguments.shard_mib,
+        seed=arguments.seed,
+        cell_km=arguments.cell_km,
         max_days=arguments.max_days,
-        max_cloud=arguments.max_cloud,
-        patch_pixels=arguments.patch_pixels,
+        options=SourceOptions(
+            s2_level=arguments.s2_level,
+            riders=not arguments.no_riders,
+            max_days=arguments.max_days,
+            max_cloud=arguments.max_cloud,
+            patch_pixels=arguments.patch_pixels,
+        ),
     )
 
 

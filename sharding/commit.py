@@ -88,9 +88,9 @@ def building(store: Store) -> Iterator[Path]:
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-            # A worker that is ended in the middle of a rename's first half leaves it; nobody else writes here now.
-            for folder in (out, *(path for path in out.iterdir() if path.is_dir())):
-                for partial in folder.glob(".*.partial"):
+            # A worker that is ended while it writes leaves a part; nobody else writes here now.
+            for place in (out, *(path for path in out.iterdir() if path.is_dir())):
+                for partial in place.glob(".*.partial"):
                     if _PARTIAL.fullmatch(partial.name):
                         partial.unlink(missing_ok=True)
 

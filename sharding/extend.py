@@ -10,7 +10,7 @@ from sharding.build_options import (
     command_line,
     means_of,
     print_figures,
-    source_options,
+    settings_of,
 )
 from sharding.command import run_command
 from sharding.errors import ConfigError
@@ -43,23 +43,13 @@ def main(argv: list[str] | None = None) -> int:
     check(arguments)
     from sharding.builder import extend
     from sharding.dataset import read_manifest, split_version
-    from sharding.plan import Settings
     from sharding.report import build_table
 
     if split_version(arguments.url)[1]:
         raise ConfigError(f"{arguments.url} is a version or a subset; only the newest version can be extended")
     manifest = read_manifest(arguments.url)
-    settings = Settings(
-        sources=tuple(zip(arguments.source, arguments.root, strict=True)),
-        splits=arguments.splits,
-        codec=manifest.codec,
-        s1=next((spec.dtype for spec in manifest.arrays if spec.name == "s1"), "float32"),
-        shard_mib=arguments.shard_mib,
-        seed=arguments.seed,
-        cell_km=arguments.cell_km,
-        max_days=arguments.max_days,
-        options=source_options(arguments),
-    )
+    s1 = next((spec.dtype for spec in manifest.arrays if spec.name == "s1"), "float32")
+    settings = settings_of(arguments, codec=manifest.codec, s1=s1)
     figures, nothing_new = extend(
         settings,
         arguments.url,

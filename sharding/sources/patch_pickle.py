@@ -38,7 +38,7 @@ _HALVES: Final = {
     "s2_patch": {band: f"band{band.removeprefix('B')}" for band in BANDS_12},
 }
 """Attribute of a patch -> band -> attribute of its half."""
-_BROKEN: Final = (
+BROKEN: Final = (
     pickle.UnpicklingError,
     EOFError,
     AttributeError,
@@ -75,7 +75,7 @@ def load_patch(content: bytes, path: str) -> PickledPatch:
             path,
             f"its pickle asks for {error}, which no patch needs; nothing was run, do not trust this file",
         ) from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise PairError(CORRUPT, path, f"it is no pickle of a patch ({error!r}); fetch it again") from error
     if not isinstance(patch, _Container):
         raise PairError(CORRUPT, path, f"it is a pickle of {type(patch).__name__}, not of a patch; fetch it again")

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from sharding.errors import DataError
+from sharding.sources.patch_pickle import BROKEN
 
 CLASSES: Final = (
     "Forest",
@@ -37,26 +38,13 @@ _NUMPY: Final = {
     ("numpy.core.multiarray", "scalar"),
     ("numpy._core.multiarray", "scalar"),
 }
-_BROKEN: Final = (
-    pickle.UnpicklingError,
-    EOFError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    ModuleNotFoundError,
-)
 
 
 def parse_labels(content: bytes, path: str) -> dict[str, tuple[str, ...]]:
     """Classes by the name of a patch (as the lists have it, without .tif); DataError when it is anything else."""
     try:
         table = _Unpickler(io.BytesIO(content)).load()
-    except _BROKEN as error:
+    except (*BROKEN, ModuleNotFoundError) as error:
         raise DataError(
             f"{path} is no pickle of plain numbers ({error}); fetch it again, and do not trust it"
         ) from error
