@@ -1,4 +1,4 @@
-"""The figures of a data set, from its manifest and its indexes; no pixel is read."""
+"""The figures of a data set, from its manifest, indexes and metadata; no pixel is read."""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,8 +7,12 @@ import numpy as np
 
 from sharding.bands import ALL_BANDS
 from sharding.dataset import open_dataset
+from sharding.existing import metadata_of
 from sharding.index import parse_index
+from sharding.manifest import Manifest
 from sharding.report import align
+from sharding.sample_facts import days_apart
+from sharding.store import Store
 
 
 def summarise(url: str) -> dict[str, Any]:
@@ -33,7 +37,13 @@ def summarise(url: str) -> dict[str, Any]:
     return {
         "url": url,
         "fingerprint": manifest.fingerprint,
+        "version": manifest.version,
+        "parent": manifest.parent,
+        "subset": manifest.subset,
+        "selection": manifest.selection,
         "codec": manifest.codec,
+        "s1_error_db": manifest.s1_error_db,
+        "days_apart": _days_apart(store, manifest),
         "samples": samples,
         "mib": round(num_bytes / 2**20, 3),
         "kb_per_pair": round(num_bytes / 1000 / samples, 2) if samples else None,
@@ -50,8 +60,28 @@ def summarise(url: str) -> dict[str, Any]:
     }
 
 
+def _days_apart(store: Store, manifest: Manifest) -> dict[str, float] | None:
+    """Between S1 and S2, over the samples whose dates are known; None when there are none."""
+    found = [days for _, lines in metadata_of(store, manifest) for line in lines if (days := days_apart(line["dates"]))]
+    if not found:
+        return None
+    figures = {"samples": len(found), "min": min(found), "median": float(np.median(found)), "max": max(found)}
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
 def _count_bit(masks: np.ndarray[Any, Any], bit: int) -> int:
     return int((masks >> np.uint64(bit) & np.uint64(1)).sum())
+
+
+def _version(figures: dict[str, Any]) -> str:
+    text = str(figures["version"])
+    if figures["subset"]:
+        rules = ", ".join(
+            f"{name} {value if isinstance(value, str) else ' or '.join(value)}"
+            for name, value in figures["selection"].items()
+        )
+        text += f", subset {figures['subset']}: {rules}"
+    return text
 
 
 def summary_lines(figures: dict[str, Any]) -> list[str]:
@@ -60,7 +90,8 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
         [
             ("data set", figures["url"]),
             ("fingerprint", figures["fingerprint"]),
-            ("codec", figures["codec"]),
+            ("version", _version(figures)),
+            ("codec", figures["codec"] + (f", S1 off by {e:.3g} dB at worst" if (e := figures["s1_error_db"]) else "")),
             ("samples", str(figures["samples"])),
             ("size", f"{figures['mib']:.1f} MiB, {figures['kb_per_pair']:.1f} kB a pair"),
             *(
@@ -73,14 +104,23 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
             ),
         ]
     )
+    if days := figures["days_apart"]:
+        lines.append(
+            f"S1 and S2 are {days['min']:.1f} to {days['max']:.1f} days apart, {days['median']:.1f} in the middle "
+            f"({days['samples']} samples)"
+        )
     lines += ["", f"{'split':<8}{'samples':>9}{'shards':>8}{'MiB':>10}"]
     for name, split in figures["splits"].items():
         lines.append(f"{name:<8}{split['samples']:>9}{split['shards']:>8}{split['bytes'] / 2**20:>10.1f}")
-    lines += ["", f"{'band':<8}{'samples':>9}{'mean':>12}{'std':>12}{'min':>12}{'max':>12}"]
+    lines += [
+        "",
+        f"{'band':<12}{'samples':>9}{'mean':>12}{'std':>12}{'min':>12}{'1 %':>12}{'50 %':>12}{'99 %':>12}{'max':>12}",
+    ]
     for name, band in figures["bands"].items():
-        values = [band.get(field) for field in ("mean", "std", "minimum", "maximum")]
+        percentiles = [band.get("percentiles", {}).get(name) for name in ("1", "50", "99")]
+        values = [*(band.get(field) for field in ("mean", "std", "minimum")), *percentiles, band.get("maximum")]
         cells = "".join(f"{value:>12.3f}" if value is not None else f"{'-':>12}" for value in values)
-        lines.append(f"{name:<8}{band['samples']:>9}{cells}")
+        lines.append(f"{name:<12}{band['samples']:>9}{cells}")
     names = list(figures["splits"])
     labels = list(figures["splits"][names[0]]["labels"]) if names else []
     if labels:

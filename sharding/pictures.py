@@ -1,0 +1,168 @@
+"""The arrays of a sample as pictures: colours stretched from the 2nd to the 98th percentile, radar in dB, classes."""
+
+import base64
+import colorsys
+import io
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sharding.bands import ARRAY_BANDS, CLASS_ARRAYS, MODALITY_ARRAYS, RIDERS
+from sharding.read_sample import SampleArray
+
+Rgb = npt.NDArray[np.uint8]
+"""(height, width, 3)."""
+Arrays = dict[str, SampleArray]
+Plane = npt.NDArray[np.float64]
+
+TRUE_COLOUR: Final = ("B04", "B03", "B02")
+FALSE_COLOUR: Final = ("B08", "B04", "B03")
+_PERCENTILES: Final = (2.0, 98.0)
+_NO_DATA: Final = (110, 110, 118)
+_NO_POWER: Final = 1e-10
+_GOLDEN_ANGLE: Final = 0.381966
+_QUALITY: Final = 80
+_ELEVATION: Final = ((0.0, (38, 89, 74)), (0.35, (140, 158, 94)), (0.7, (168, 128, 92)), (1.0, (245, 243, 240)))
+_VEGETATION: Final = ((0.0, (140, 102, 66)), (0.5, (240, 232, 200)), (1.0, (24, 104, 48)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture and what its colours mean."""
+
+    name: str
+    """`rgb`, `nir`, or the band."""
+    title: str
+    rgb: Rgb
+    gsd_m: float
+    range: tuple[float, float] | None = None
+    """The values that are black and white, in `units`."""
+    units: str = ""
+    classes: dict[int, tuple[float, tuple[int, int, int]]] = field(default_factory=dict)
+    """By code: share of the pixels, and colour; the most frequent first."""
+
+
+def pair_pictures(arrays: Arrays) -> list[Picture]:
+    """True and false colour of S2 and each band of S1; of an S2 that lacks bands for colours, one band in grey."""
+    pictures = []
+    if _has(arrays, TRUE_COLOUR):
+        pictures.append(_colours(arrays, TRUE_COLOUR, "rgb", "S2 true colour"))
+    if _has(arrays, FALSE_COLOUR):
+        pictures.append(_colours(arrays, FALSE_COLOUR, "nir", "S2 false colour"))
+    if not pictures:
+        found = [name for name in MODALITY_ARRAYS["s2"] if name in arrays]
+        pictures += [_grey(arrays[name], arrays[name].bands[0], "S2 ") for name in found[:1]]
+    if "s1" in arrays:
+        pictures += [_radar(arrays["s1"], band) for band in arrays["s1"].bands]
+    return pictures
+
+
+def rider_pictures(arrays: Arrays) -> list[Picture]:
+    """One picture for each band that rides along."""
+    return [
+        _classes(arrays[name], band) if _is_classes(arrays[name]) else _ramp(arrays[name], band)
+        for name in RIDERS
+        if name in arrays
+        for band in arrays[name].bands
+    ]
+
+
+def stretch(values: Plane) -> tuple[npt.NDArray[np.uint8], tuple[float, float]]:
+    """Values as 0 to 255, and the two percentiles that became these; one value everywhere is mid grey."""
+    measured = values[np.isfinite(values)]
+    if not measured.size:
+        return np.zeros(values.shape, np.uint8), (0.0, 0.0)
+    low, high = (float(value) for value in np.percentile(measured, _PERCENTILES))
+    if high <= low:
+        return np.full(values.shape, 127, np.uint8), (low, high)
+    scaled = np.clip((np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / (high - low), 0, 1)
+    return np.round(scaled * 255).astype(np.uint8), (low, high)
+
+
+def webp_uri(rgb: Rgb, side: int) -> str:
+    """The picture as a compact data URI, at most `side` pixels wide and high."""
+    from PIL import Image
+
+    image = Image.fromarray(rgb)
+    if max(image.size) > side:
+        image.thumbnail((side, side), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=_QUALITY, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def class_colour(code: int) -> tuple[int, int, int]:
+    """The same colour for a code in every picture; neighbouring codes differ clearly."""
+    hue = (0.33 + code * _GOLDEN_ANGLE) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, (0.55, 0.75, 0.4)[code % 3], (0.85, 0.62, 0.95)[code // 3 % 3])
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _has(arrays: Arrays, bands: tuple[str, ...]) -> bool:
+    stored = {band for name in MODALITY_ARRAYS["s2"] if name in arrays for band in arrays[name].bands}
+    # Where B08 or the like were of another size than their neighbours they would be in another array.
+    return stored.issuperset(bands)
+
+
+def _array_with(arrays: Arrays, band: str) -> SampleArray:
+    return next(arrays[name] for name, bands in ARRAY_BANDS.items() if band in bands)
+
+
+def _colours(arrays: Arrays, bands: tuple[str, ...], name: str, title: str) -> Picture:
+    array = _array_with(arrays, bands[0])
+    planes = [array.values(band) for band in bands]
+    rgb = np.stack([stretch(plane)[0] for plane in planes], axis=-1)
+    missing = ~np.isfinite(np.stack(planes)).all(axis=0)
+    rgb[missing] = _NO_DATA
+    return Picture(name=name, title=f"{title} ({' '.join(bands)})", rgb=rgb, gsd_m=array.spec.gsd_m)
+
+
+def _grey(array: SampleArray, band: str, prefix: str) -> Picture:
+    return _in_grey(array, band, array.values(band), f"{prefix}{band}", array.spec.units)
+
+
+def _radar(array: SampleArray, band: str) -> Picture:
+    values = array.values(band)
+    if array.spec.units == "linear":
+        values = 10 * np.log10(np.maximum(values, _NO_POWER))
+    return _in_grey(array, band, values, f"S1 {band}", "dB")
+
+
+def _in_grey(array: SampleArray, band: str, values: Plane, title: str, units: str) -> Picture:
+    grey, limits = stretch(values)
+    rgb = np.repeat(grey[..., None], 3, axis=-1)
+    rgb[~np.isfinite(values)] = _NO_DATA
+    return Picture(name=band, title=title, rgb=rgb, gsd_m=array.spec.gsd_m, range=limits, units=units)
+
+
+def _ramp(array: SampleArray, band: str) -> Picture:
+    values = array.values(band)
+    grey, limits = stretch(values)
+    stops = _VEGETATION if band == "NDVI" else _ELEVATION
+    places = [place * 255 for place, _ in stops]
+    channels = [np.interp(grey, places, [colour[i] for _, colour in stops]) for i in range(3)]
+    rgb = np.round(np.stack(channels, axis=-1)).astype(np.uint8)
+    rgb[~np.isfinite(values)] = _NO_DATA
+    units = "" if array.spec.units == "index" else array.spec.units
+    return Picture(name=band, title=band, rgb=rgb, gsd_m=array.spec.gsd_m, range=limits, units=units)
+
+
+def _is_classes(array: SampleArray) -> bool:
+    return array.spec.name in CLASS_ARRAYS or array.spec.units == "class"
+
+
+def _classes(array: SampleArray, band: str) -> Picture:
+    values = array.values(band)
+    measured = np.isfinite(values)
+    codes, counts = np.unique(values[measured], return_counts=True)
+    rgb = np.empty((*values.shape, 3), np.uint8)
+    rgb[:] = _NO_DATA
+    classes: dict[int, tuple[float, tuple[int, int, int]]] = {}
+    order: list[Any] = np.argsort(-counts, kind="stable").tolist()
+    for i in order:
+        code = int(codes[i])
+        classes[code] = (float(counts[i]) / values.size, class_colour(code))
+        rgb[values == codes[i]] = classes[code][1]
+    return Picture(name=band, title=band, rgb=rgb, gsd_m=array.spec.gsd_m, units="class", classes=classes)

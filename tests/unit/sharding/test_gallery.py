@@ -1,0 +1,131 @@
+"""The gallery: one page, everything in it, and what it shows in a real browser."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from sharding import inspect, subset
+from tests.unit.sharding.conftest import run
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
+@pytest.fixture(scope="module")
+def page(dataset, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gallery") / "gallery.html"
+    ended = run(inspect.main, "gallery", dataset, "--out", path)
+    assert (ended.code, ended.out) == (0, f"13 of 13 samples: {path}\n"), ended.err
+    return path
+
+
+def cards_of(path):
+    text = path.read_text()
+    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1].replace("<\\/", "</"))
+
+
+def test_every_sample_is_a_card_with_two_pictures(page, v1, reben):
+    cards = cards_of(page)
+    assert {card["key"] for card in cards} == {patch.key for patch in (*v1.patches, *reben.patches)}
+    for card in cards:
+        assert [picture["title"].split()[0] for picture in card["pictures"]] == ["S2", "S1"]
+        assert all(picture["src"].startswith("data:image/webp;base64,") for picture in card["pictures"])
+
+
+def test_nothing_is_fetched_from_elsewhere(page):
+    text = page.read_text()
+    assert not re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?(?:https?:)?//', text)
+    assert "@import" not in text and "<link" not in text
+
+
+def test_the_map_and_a_histogram_a_band_are_there(page):
+    text = page.read_text()
+    assert text.count("<circle ") == 13
+    assert "13 of 13 centres; 0 samples have no place." in text
+    for band in ("VV", "VH", "B02", "B8A", "B09"):
+        assert f'aria-label="Histogram of {band}"' in text
+
+
+def test_the_choice_is_the_same_each_time_and_of_every_split(dataset, tmp_path):
+    for name in ("a", "b"):
+        assert run(inspect.main, "gallery", dataset, "--out", tmp_path / name, "--max-samples", 6).code == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    cards = cards_of(tmp_path / "a")
+    assert len(cards) == 6
+    assert [card["split"] for card in cards] == ["train", "train", "val", "val", "test", "test"]
+
+
+def test_one_split_alone(dataset, tmp_path):
+    ended = run(inspect.main, "gallery", dataset, "--out", tmp_path / "val", "--split", "val")
+    assert ended.out == f"2 of 2 samples: {tmp_path / 'val'}\n"
+    ended = run(inspect.main, "gallery", dataset, "--out", tmp_path / "no", "--split", "dev")
+    assert ended.code == 1
+    assert "the data set has no split 'dev'; it has train, val, test" in ended.err
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_subset_has_a_gallery_of_its_own(dataset, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    assert run(subset.main, copy, "--name", "austria", "--where", "country=Austria").code == 0
+    ended = run(inspect.main, "gallery", f"{copy}@austria", "--out", tmp_path / "page.html")
+    assert ended.out.startswith("6 of 6 samples")
+    assert "subset austria" in (tmp_path / "page.html").read_text()
+
+
+def test_names_from_the_data_are_no_markup(dataset, tmp_path):
+    """A URL with a tag in it, as a label or an attribute could have one."""
+    odd = tmp_path / "<script>alert(1)<"
+    shutil.copytree(dataset, odd)
+    assert run(inspect.main, "gallery", odd, "--out", tmp_path / "page.html").code == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "<script>alert" not in text
+    assert html.escape("<script>alert(1)<") in text
+
+
+def dump(path, fragment=""):
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += ["--disable-component-update", "--disable-sync", "--no-first-run", "--virtual-time-budget=4000"]
+    command += [f"--user-data-dir={path.parent / 'profile'}", "--dump-dom", f"{path.as_uri()}{fragment}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def visible(dom):
+    """Samples shown, as the page counts them, and the list items that are not hidden."""
+    told = re.search(r'id="count"[^>]*>(\d+) of 13 shown', dom)
+    items = re.findall(r"<li data-i=\"\d+\"( hidden=\"\")?>", dom)
+    return int(told[1]), sum(not hidden for hidden in items)
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize(
+    ("fragment", "chosen"),
+    [
+        ("", lambda patch, source: True),
+        ("#split=train", lambda patch, source: patch.split == "train"),
+        ("#label=Pastures", lambda patch, source: "Pastures" in patch.labels),
+        ("#split=train&label=Inland+waters", lambda p, source: p.split == "train" and "Inland waters" in p.labels),
+        ("#country=Austria", lambda patch, source: source == "reben"),
+        ("#country=Austria&split=test", lambda patch, source: source == "reben" and patch.split == "test"),
+    ],
+)
+def test_filters_in_the_address_leave_what_they_should(page, v1, reben, fragment, chosen):
+    expected = sum(chosen(patch, archive.source) for archive in (v1, reben) for patch in archive.patches)
+    assert visible(dump(page, fragment)) == (expected, expected)
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_each_choice_tells_what_it_would_leave(page, v1, reben):
+    dom = dump(page, "#split=val")
+    patches = [patch for patch in (*v1.patches, *reben.patches) if patch.split == "val"]
+    for label in {label for patch in patches for label in patch.labels}:
+        assert f">{label} ({sum(label in patch.labels for patch in patches)})</option>" in dom
