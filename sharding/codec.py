@@ -21,9 +21,9 @@ CODECS: Final = ("none", "lz4", "zstd")
 _BLOSC: Final[dict[str, tuple[str, int]]] = {"lz4": ("lz4hc", 2), "zstd": ("zstd", 5)}
 """Name and level of each encoder."""
 
-_HEADER: Final = struct.Struct("<BBBBIII")
-"""Blosc 1: version, version of the codec's format, flags, item size, bytes, bytes a block, bytes stored."""
-_VERSIONS: Final = (2, 1)
+_HEADER: Final = struct.Struct("<IIII")
+"""Blosc 1: version, version of the codec's format, flags and item size in one; bytes, bytes a block, bytes stored."""
+_VERSIONS: Final = 2 | 1 << 8
 _SHUFFLED, _AS_IS, _IN_ONE_PIECE = 0x01, 0x02, 0x10
 _FORMATS: Final = {"lz4": 1 << 5, "zstd": 4 << 5}
 _SPLIT_ITEMS: Final = 128
@@ -62,7 +62,7 @@ def decode_into(payload: bytes | npt.NDArray[np.uint8], out: npt.NDArray[Any], c
     out.reshape(-1).view(np.uint8)[:] = np.frombuffer(payload, np.uint8, offset=stored_from)
 
 
-def _check_header(payload: bytes | npt.NDArray[np.uint8], out: npt.NDArray[Any], codec: str) -> int:
+def _check_header(payload: Any, out: npt.NDArray[Any], codec: str) -> int:
     """Where the bytes of the array begin, if they are stored as they are; else 0. DataError at anything unusual.
 
     Blosc trusts its header, and would read past the end of a payload or leave part of `out` as it was. So every field
@@ -70,24 +70,19 @@ def _check_header(payload: bytes | npt.NDArray[np.uint8], out: npt.NDArray[Any],
     """
     if len(payload) < _HEADER.size:
         raise DataError(f"payload of {len(payload)} bytes is shorter than a Blosc header")
-    *versions, flags, item, num_bytes, block, num_stored = _HEADER.unpack(bytes(payload[: _HEADER.size]))
-    if num_stored != len(payload) or num_bytes != out.nbytes:
+    word, num_bytes, block, num_stored = _HEADER.unpack_from(payload)
+    size, item = out.nbytes, out.itemsize
+    if num_stored != len(payload) or num_bytes != size:
         raise DataError(
-            f"payload of {len(payload)} bytes says it is {num_stored} bytes of {num_bytes}, {out.nbytes} were expected"
+            f"payload of {len(payload)} bytes says it is {num_stored} bytes of {num_bytes}, {size} were expected"
         )
-    is_stored = len(payload) == _HEADER.size + out.nbytes
-    expected = _FORMATS[codec] | _SHUFFLED
+    is_stored = num_stored == _HEADER.size + size
+    flags = _FORMATS[codec] | _SHUFFLED
     if is_stored:
-        expected |= _AS_IS
+        flags |= _AS_IS
     if codec != "lz4" or block < _SPLIT_ITEMS * item:
-        expected |= _IN_ONE_PIECE
-    if (
-        tuple(versions) != _VERSIONS
-        or flags != expected
-        or item != out.itemsize
-        or not 0 < block <= num_bytes
-        or block % item
-    ):
+        flags |= _IN_ONE_PIECE
+    if word != _VERSIONS | flags << 16 | item << 24 or not 0 < block <= size or block % item:
         header = bytes(payload[: _HEADER.size]).hex()
         raise DataError(f"payload begins with {header}, which is no Blosc header of {codec} for {out.dtype}")
     return _HEADER.size if is_stored else 0

@@ -21,6 +21,7 @@ from sharding.errors import DataError
 MAGIC: Final = b"FUSMAEIX"
 VERSION: Final = 1
 _ALIGNMENT: Final = 64
+_CHECKSUM: Final = 4
 
 Records = npt.NDArray[np.void]
 
@@ -105,7 +106,13 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
     if version != VERSION:
         raise DataError(f"{name} has index version {version}, this program reads {VERSION}; update the program")
     end = start + int.from_bytes(content[len(MAGIC) + 4 : start], "little")
-    header = json.loads(content[start:end])
-    dtype = record_dtype(len(header["arrays"]), header["key_bytes"])
-    records = np.frombuffer(content, dtype, count=header["samples"], offset=end)
-    return ShardIndex(arrays=tuple(header["arrays"]), records=records)
+    try:
+        header = json.loads(content[start:end])
+        names, key_bytes, samples = tuple(header["arrays"]), header["key_bytes"], header["samples"]
+        dtype = record_dtype(len(names), key_bytes)
+        if end + samples * dtype.itemsize + _CHECKSUM != len(content):
+            raise ValueError(f"{samples} records of {dtype.itemsize} bytes in {len(content) - end}")
+        records = np.frombuffer(content, dtype, count=samples, offset=end)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{name} has a header that says something else than the file ({error}); {repair}") from error
+    return ShardIndex(arrays=names, records=records)

@@ -19,23 +19,32 @@ _FIRST: Final = 4096
 """Bytes read at first: header and offsets of up to a thousand blocks."""
 
 
-def decode_part(read: Callable[[int, int], bytes], length: int, start: int, stop: int) -> bytes:
-    """Decoded bytes `start` to `stop` of the buffer of `length` bytes that `read(offset, count)` reads.
+def decode_part(read: Callable[[int, int], bytes], length: int, total: int, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop` of the `total` that are in a buffer of `length` bytes, read by `read(offset, count)`.
 
-    ValueError or RuntimeError when it is no such buffer.
+    ValueError or RuntimeError when it is no such buffer. Blosc trusts a header, so what it says must fit in.
     """
     head = read(0, min(length, _FIRST))
     if len(head) < _HEADER.size:
         raise ValueError("a Blosc buffer is shorter than its header")
     version, version_lz, flags, type_size, num_bytes, block_size, compressed = _HEADER.unpack_from(head)
-    if version != _FORMAT or compressed != length or not 0 <= start < stop <= num_bytes or block_size < 1:
-        raise ValueError(f"a Blosc buffer of {length} bytes says {compressed} for {num_bytes}, format {version}")
+    if version != _FORMAT or (compressed, num_bytes) != (length, total) or not 0 < block_size <= total:
+        raise ValueError(
+            f"a Blosc buffer of {length} bytes for {total} says {compressed} for {num_bytes}, blocks of {block_size}, "
+            f"format {version}"
+        )
+    if type_size < 1:
+        raise ValueError("a Blosc buffer of items without a size")
     if flags & _COPIED:
+        if length != _HEADER.size + total:
+            raise ValueError(f"a Blosc buffer of {length} bytes says that it holds {total} as they are")
         return read(_HEADER.size + start, stop - start)
     count = -(-num_bytes // block_size)
     # A buffer's only block may not be shorter than a block; the last one so needs the one before it.
     first, last = min(start // block_size, max(0, count - 2)), (stop - 1) // block_size
     table_end = _HEADER.size + 4 * count
+    if table_end > length:
+        raise ValueError(f"a Blosc buffer of {length} bytes says that it has {count} blocks")
     if table_end > len(head):
         head += read(len(head), table_end - len(head))
     offsets = struct.unpack_from(f"<{count}I", head, _HEADER.size)

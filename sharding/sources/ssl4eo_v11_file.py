@@ -83,7 +83,9 @@ def sample_ids(group: GroupFile) -> list[str]:
 
 def cloud_shares(mask: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Share of the pixels, along the last two axes of a mask, that are thin or thick cloud."""
-    shares: npt.NDArray[np.float64] = np.isin(mask, CLOUDS).mean(axis=(-2, -1))
+    thin, thick = CLOUDS
+    is_cloud = (mask == thin) | (mask == thick)  # np.isin takes ten times as long
+    shares: npt.NDArray[np.float64] = np.count_nonzero(is_cloud, axis=(-2, -1)) / (mask.shape[-2] * mask.shape[-1])
     return shares
 
 

@@ -117,7 +117,8 @@ class GroupFile(ZippedGroup):
                     raise ValueError("a Blosc buffer is longer than its entry")
                 return self._file.read_at(begin + offset, count)
 
-            return np.frombuffer(decode_part(read, info.file_size, start, start + size), dtype).reshape(rest)
+            total = math.prod(chunks) * dtype.itemsize
+            return np.frombuffer(decode_part(read, info.file_size, total, start, start + size), dtype).reshape(rest)
         content: Any = self._zip.read(entry)
         for config in reversed([*(metadata.get("filters") or []), *([compressor] if compressor else [])]):
             content = _codec(config).decode(content)
@@ -175,7 +176,9 @@ class _Ranges(io.RawIOBase):
         return count
 
     def read_at(self, start: int, count: int) -> bytes:
-        """`count` bytes from `start` on."""
+        """`count` bytes from `start` on; ValueError when the file has no such bytes."""
+        if not 0 <= start <= start + count <= self._size:
+            raise ValueError(f"it has {self._size} bytes, so none from {start} to {start + count}")
         if not count:
             return b""
         try:

@@ -1,5 +1,6 @@
 """Payloads and indexes come back as they were, and a damaged one is refused."""
 
+import contextlib
 import json
 
 import hypothesis.extra.numpy as arrays
@@ -8,6 +9,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numcodecs import blosc
 
 from sharding.bands import ALL_BANDS, ARRAY_BANDS, presence_mask, present_bands
 from sharding.codec import CODECS, decode_into, encode, zarr_codecs
@@ -124,6 +126,15 @@ def test_no_byte_of_a_header_can_lie(codec, array):
     assert refused >= 12 * 255
 
 
+def test_blosc_alone_believes_a_header_that_lies():
+    array = smooth(np.uint16, (2, 20, 20))
+    payload = encode(array, "zstd")
+    changed = payload[:2] + bytes([payload[2] & ~1]) + payload[3:]  # "the bytes are not shuffled"
+    assert bytes(blosc.decompress(changed)) != array.tobytes()
+    with pytest.raises(DataError, match="no Blosc header"):
+        decode_into(changed, np.empty_like(array), "zstd")
+
+
 @pytest.mark.parametrize("codec", BLOSC)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_thousands_of_broken_payloads_end_no_process(codec, dtype):
@@ -131,21 +142,17 @@ def test_thousands_of_broken_payloads_end_no_process(codec, dtype):
     rng = np.random.default_rng(5)
     for shape in ((2, 20, 20), (3, 60, 60), (1, 264, 264)):
         array = smooth(dtype, shape)
-        payload = encode(array, codec)
-        out = np.empty_like(array)
-        guard = np.frombuffer(rng.bytes(64), np.uint8)
+        payload = np.frombuffer(encode(array, codec), np.uint8)
+        memory = np.full(array.nbytes + 64, 0xA5, np.uint8)
+        out, behind = memory[: array.nbytes].view(dtype).reshape(shape), memory[array.nbytes :]
         for _ in range(700):
-            # The end of what is read and of what is written are followed by bytes that must stay as they are.
-            content = np.concatenate([np.frombuffer(payload, np.uint8), guard])
-            changed = content[: len(payload)]
+            changed = payload.copy()
             front = rng.random() < 0.5  # where the lengths of the blocks are
             places = rng.integers(0, min(48, len(changed)) if front else len(changed), rng.integers(1, 6))
             changed[places] = rng.integers(0, 256, len(places))
-            try:
+            with contextlib.suppress(DataError):
                 decode_into(changed, out, codec)
-            except DataError as error:
-                assert "payload" in str(error)
-            assert content[len(payload) :].tobytes() == guard.tobytes()
+            assert (behind == 0xA5).all()
 
 
 def test_lengths_of_blocks_that_point_outside_are_refused():
@@ -168,7 +175,7 @@ def test_a_payload_of_another_codec_is_refused(written, read):
 @pytest.mark.parametrize("codec", BLOSC)
 def test_a_payload_of_another_type_of_the_same_size_is_refused(codec):
     payload = encode(smooth(np.uint16, (2, 20, 20)), codec)
-    with pytest.raises(DataError, match="no Blosc header of .* for float32"):
+    with pytest.raises(DataError, match=r"no Blosc header of .* for float32"):
         decode_into(payload, np.empty((2, 20, 10), np.float32), codec)
 
 
@@ -196,7 +203,7 @@ def test_zarr_metadata_decode_the_payload(codec, pixels, tmp_path):
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_payload_of_another_shape_is_refused(codec):
     payload = encode(np.zeros((2, 3, 4), np.uint16), codec)
-    with pytest.raises(DataError, match=r"were expected"):
+    with pytest.raises(DataError, match="were expected"):
         decode_into(payload, np.empty((2, 3, 5), np.uint16), codec)
 
 

@@ -8,10 +8,12 @@ import google_crc32c
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sharding.bands import ARRAY_GSD_M
 from sharding.codec import CODECS, decode_into
-from sharding.sample import chunk_name, pack_sample
+from sharding.sample import chunk_name, pack_entries, pack_sample
 from sharding.sources import open_source
 from sharding.sources.base import Sample, StoredArray
 
@@ -104,3 +106,19 @@ def test_big_endian_arrays_are_stored_little_endian(samples):
     content, payloads = pack_sample(sample, "none")
     offset = payloads["s2_10m"].offset
     assert struct.unpack("<18H", content[offset : offset + 36]) == tuple(range(18))
+
+
+@given(
+    st.lists(st.tuples(st.from_regex(r"[a-z0-9_/.]{1,30}", fullmatch=True), st.binary(max_size=300)), max_size=9),
+)
+def test_the_zip_is_byte_for_byte_what_zipfile_writes(entries):
+    entries = list(dict(entries).items())
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in entries:
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.create_system, entry.external_attr = 3, 0o100444 << 16
+            archive.writestr(entry, content)
+    packed, offsets = pack_entries(entries)
+    assert packed == buffer.getvalue()
+    assert all(packed[offsets[name] : offsets[name] + len(content)] == content for name, content in entries)

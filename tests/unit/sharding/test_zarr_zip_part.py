@@ -47,7 +47,7 @@ def test_any_part_of_a_blosc_buffer_is_what_the_whole_has_there(codec, shuffle):
             buffer = bytes(numcodecs.Blosc(codec, level, shuffle).encode(values))
             total = len(raw)
             for start, stop in ((0, total), (0, 1), (total - 1, total), (total // 3, total // 2), (total // 2, total)):
-                part = decode_part(lambda at, count: buffer[at : at + count], len(buffer), start, stop)  # noqa: B023
+                part = decode_part(lambda at, count: buffer[at : at + count], len(buffer), total, start, stop)  # noqa: B023
                 assert part == raw[start:stop], (dtype, level, start, stop)
 
 
@@ -55,7 +55,7 @@ def test_a_broken_blosc_buffer_is_an_error():
     buffer = bytearray(BLOSC.encode(SERIES))
 
     def decode(content):
-        return decode_part(lambda at, count: bytes(content[at : at + count]), len(content), 0, 100)
+        return decode_part(lambda at, count: bytes(content[at : at + count]), len(content), SERIES.nbytes, 0, 100)
 
     with pytest.raises(ValueError, match="shorter than its header"):
         decode(buffer[:9])
@@ -64,6 +64,25 @@ def test_a_broken_blosc_buffer_is_an_error():
     buffer[16:20] = (2**31).to_bytes(4, "little")
     with pytest.raises(ValueError, match="outside"):
         decode(buffer)
+
+
+def test_no_broken_blosc_buffer_ends_the_process():
+    rng = np.random.default_rng(2)
+    raw = SERIES.tobytes()
+    buffer = bytes(numcodecs.Blosc("lz4", 5, 1, blocksize=8192).encode(SERIES))
+    failed = 0
+    for _ in range(3000):
+        content = bytearray(buffer)
+        for place in rng.integers(0, 140 if rng.random() < 0.7 else len(content), rng.integers(1, 6)):
+            content[place] = rng.integers(0, 256)
+        whole = bytes(content)
+        try:
+            part = decode_part(lambda at, count: whole[at : at + count], len(whole), len(raw), 40_000, 60_000)  # noqa: B023
+        except (ValueError, RuntimeError):
+            failed += 1
+        else:
+            assert len(part) == 20_000
+    assert failed > 500
 
 
 @pytest.mark.parametrize("compressor", [BLOSC, None, numcodecs.Zlib(1), numcodecs.Zstd(1)], ids=str)
@@ -146,6 +165,19 @@ def test_what_is_no_zip_no_group_or_cut_short_is_a_corrupt_file(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(PairError, match="no whole ZIP"):
         opened(tmp_path)
+
+
+def test_an_entry_that_lies_outside_of_the_file_is_a_corrupt_file(tmp_path):
+    path = tmp_path / "a.zarr.zip"
+    write_group(path, {"bands": SERIES})
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"bands/0.0.0.0.0") - 4  # of the directory's entry, where the bytes begin
+    content[at : at + 4] = (2**30).to_bytes(4, "little")
+    path.write_bytes(content)
+    group = opened(tmp_path)
+    with pytest.raises(PairError, match="so none from 1073741824") as caught:
+        group.part("bands", 0, 0)
+    assert caught.value.reason == "corrupt file"
 
 
 def test_broken_metadata_missing_arrays_and_foreign_codecs_name_the_array(tmp_path):
