@@ -24,7 +24,7 @@ from sharding.pool import run_tasks
 from sharding.report import build_figures
 from sharding.shard_task import Job, ShardResult, ShardTask, digest_files, read_marker
 from sharding.sources import open_source
-from sharding.sources.base import Source
+from sharding.sources.base import ASKED_FOR, Source
 from sharding.sources.listing import Refusal
 from sharding.store import Store
 
@@ -168,10 +168,11 @@ def _with_statistics(store: Store, plan: Plan, results: list[ShardResult]) -> It
 
 def _require_enough(plan: Plan, results: list[ShardResult], refused: list[Refusal], max_bad: int, bad: str) -> None:
     reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in refused).most_common())
-    if len(refused) > max_bad:
+    defects = [refusal for refusal in refused if refusal.reason not in ASKED_FOR]
+    if len(defects) > max_bad:
         raise DataError(
             f"{len(refused)} of {plan.num_found} pairs are refused ({reasons}), --max-bad allows {max_bad}; "
-            f"the first: {refused[0].file}: {refused[0].message}. All are in {bad}; "
+            f"the first: {defects[0].file}: {defects[0].message}. All are in {bad}; "
             "mend or remove them, or raise --max-bad"
         )
     if not any(result.spec for result in results):

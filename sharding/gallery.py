@@ -148,9 +148,9 @@ def _histograms(store: Store, manifest: Manifest, split: str) -> list[dict[str, 
     chosen = split if split in statistics else ALL_SPLITS
     units = {band: spec.units for spec in manifest.arrays for band in spec.bands}
     found = []
-    for band, told in manifest.statistics[chosen].items():
-        moments = statistics[chosen][band]
-        if not moments.count:
+    for band in manifest.bands:
+        told, moments = manifest.statistics[chosen].get(band), statistics[chosen].get(band)
+        if told is None or moments is None or not moments.count:
             continue
         bars, low, high = _bars(moments)
         found.append(
@@ -181,4 +181,5 @@ def _bars(moments: Moments) -> tuple[list[int], float, float]:
     for number, count in kept:
         bars[(number - first) * len(bars) // (last - first)] += count
     top = max(bars)
-    return [round(100 * bar / top) for bar in bars], first * moments.bin_width, last * moments.bin_width
+    end = last - 1 if moments.bins_of == CLASS else last  # a class is no range
+    return [round(100 * bar / top) for bar in bars], first * moments.bin_width, end * moments.bin_width

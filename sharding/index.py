@@ -109,10 +109,12 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
     try:
         header = json.loads(content[start:end])
         names, key_bytes, samples = tuple(header["arrays"]), header["key_bytes"], header["samples"]
+        if not isinstance(header["arrays"], list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"arrays are {header['arrays']!r:.40}")
         dtype = record_dtype(len(names), key_bytes)
         if end + samples * dtype.itemsize + _CHECKSUM != len(content):
             raise ValueError(f"{samples} records of {dtype.itemsize} bytes in {len(content) - end}")
         records = np.frombuffer(content, dtype, count=samples, offset=end)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{name} has a header that says something else than the file ({error}); {repair}") from error
     return ShardIndex(arrays=names, records=records)

@@ -46,7 +46,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     cat.add_argument("key", metavar="KEY", help="of the sample")
     cat.add_argument("--array", default="", metavar="NAME", help="only this array")
     cat.add_argument("--npy", default="", metavar="FILE", help="write the array's stored numbers into this .npy file")
-    diff = views.add_parser("diff", help="what differs between two data sets; exit code 0: nothing, 1: something")
+    diff = views.add_parser(
+        "diff",
+        help="what differs between two data sets; exit code 0: nothing, 1: something",
+        description="What differs between two data sets: samples, pixels, metadata, settings.",
+        epilog="exit code: 0 when nothing differs, 1 when something does or on failure, 2 on wrong usage",
+    )
     diff.add_argument("a", metavar="A", help=_URL)
     diff.add_argument("b", metavar="B", help="the other one")
     diff.add_argument("--json", action="store_true", help="print the same as JSON")
@@ -71,9 +76,8 @@ def _summary(arguments: argparse.Namespace) -> int:
 def _sample(arguments: argparse.Namespace) -> int:
     from sharding.sample_sheet import draw_sample
 
-    content = draw_sample(arguments.url, arguments.key)
-    path = Path(arguments.out or f"{arguments.key.replace('/', '_')}.png")
-    path.write_bytes(content)
+    path = _output(arguments.out or f"{arguments.key.replace('/', '_')}.png")
+    path.write_bytes(draw_sample(arguments.url, arguments.key))
     print(path)
     return 0
 
@@ -83,15 +87,17 @@ def _gallery(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--max-samples is {arguments.max_samples}; give 1 or more")
     from sharding.gallery import make_gallery
 
+    path = _output(arguments.out)
     page, shown, total = make_gallery(arguments.url, arguments.max_samples, arguments.split)
-    Path(arguments.out).write_text(page, encoding="utf-8")
-    print(f"{shown} of {total} samples: {arguments.out}")
+    path.write_text(page, encoding="utf-8")
+    print(f"{shown} of {total} samples: {path}")
     return 0
 
 
 def _cat(arguments: argparse.Namespace) -> int:
     if arguments.npy and not arguments.array:
         raise ConfigError("--npy writes one array; name it with --array")
+    path = _output(arguments.npy) if arguments.npy else None
     import numpy as np
 
     from sharding.dataset import open_dataset
@@ -122,10 +128,20 @@ def _cat(arguments: argparse.Namespace) -> int:
     }
     json.dump(told, sys.stdout, indent=1, ensure_ascii=False)
     print()
-    if arguments.npy:
-        with open(arguments.npy, "wb") as file:
+    if path:
+        with path.open("wb") as file:
             np.save(file, arrays[arguments.array].data)
     return 0
+
+
+def _output(name: str) -> Path:
+    """The file to write; ConfigError where no file can be, before any work is done."""
+    path = Path(name)
+    if path.is_dir():
+        raise ConfigError(f"{name} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {path.parent} for {path.name}; make it first")
+    return path
 
 
 def _diff(arguments: argparse.Namespace) -> int:

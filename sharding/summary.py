@@ -50,6 +50,7 @@ def summarise(url: str) -> dict[str, Any]:
         "splits": splits,
         "sources": [asdict(source) for source in manifest.sources],
         "arrays": [asdict(array) for array in manifest.arrays],
+        "bands_over": "the split train" if "train" in manifest.statistics else "all splits",
         "bands": {
             band: {
                 "samples": count,
@@ -62,7 +63,8 @@ def summarise(url: str) -> dict[str, Any]:
 
 def _days_apart(store: Store, manifest: Manifest) -> dict[str, float] | None:
     """Between S1 and S2, over the samples whose dates are known; None when there are none."""
-    found = [days for _, lines in metadata_of(store, manifest) for line in lines if (days := days_apart(line["dates"]))]
+    all_days = (days_apart(line["dates"]) for _, lines in metadata_of(store, manifest) for line in lines)
+    found = [days for days in all_days if days is not None]
     if not found:
         return None
     figures = {"samples": len(found), "min": min(found), "median": float(np.median(found)), "max": max(found)}
@@ -114,6 +116,7 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
         lines.append(f"{name:<8}{split['samples']:>9}{split['shards']:>8}{split['bytes'] / 2**20:>10.1f}")
     lines += [
         "",
+        f"values of {figures['bands_over']}; samples of all splits",
         f"{'band':<12}{'samples':>9}{'mean':>12}{'std':>12}{'min':>12}{'1 %':>12}{'50 %':>12}{'99 %':>12}{'max':>12}",
     ]
     for name, band in figures["bands"].items():

@@ -28,8 +28,12 @@ BANDS: Final = "bands contradict"
 METADATA: Final = "metadata missing or wrong"
 OFFSET: Final = "radiometric offset unclear"
 DAYS: Final = "days apart"
+CLOUDY: Final = "too cloudy"
 KNOWN_BROKEN: Final = "known to be broken"
 MIXED: Final = "unlike the data set"
+
+ASKED_FOR: Final = (DAYS, CLOUDY)
+"""Reasons that a user's own limit makes: such pairs are listed and counted, and are no defects of the archive."""
 
 
 class PairError(DataError):

@@ -15,6 +15,7 @@ from sharding.errors import ConfigError
 from sharding.sources.assemble import Radiometry, arrays_of, rider
 from sharding.sources.band_names import band_name
 from sharding.sources.base import (
+    DAYS,
     MISSING_BAND,
     MISSING_HALF,
     OFFSET,
@@ -162,7 +163,7 @@ class MajorTOM(Source):
         days = days_apart(date, partner[1])
         if self.options.max_days is not None and days > self.options.max_days:
             message = f"the nearest S1 is {days:.1f} days away, --max-days is {self.options.max_days:g}"
-            raise PairError(MISSING_HALF, path, message)
+            raise PairError(DAYS, path, message)
         return partner
 
     def _by_band(self, folder: str) -> dict[str, SourceFile]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sharding.errors import ConfigError
-from sharding.sources.base import DAYS, METADATA, MISSING_HALF, PairError, SourceOptions
+from sharding.sources.base import CLOUDY, DAYS, METADATA, MISSING_HALF, PairError, SourceOptions
 from sharding.sources.listing import Listing, Pair, Refusal
 from sharding.sources.nearest import days_apart, match_nearest
 from sharding.sources.ssl4eo_v11_file import Contents, cloud_shares, read_contents
@@ -21,7 +21,6 @@ SPLITS: Final = ("train", "val")
 S1_FOLDER: Final = "S1GRD"
 S2_FOLDERS: Final = {"L2A": "S2L2A", "L1C": "S2L1C"}
 EXTENSION: Final = ".zarr.zip"
-CLOUDY: Final = "too cloudy"
 _LISTS: Final = "splits"
 _THREADS: Final = 16
 _SHOWN: Final = 3

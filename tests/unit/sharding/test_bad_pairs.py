@@ -222,3 +222,18 @@ def test_nothing_but_halves_is_listed_too(fresh_v1, tmp_path):
     assert ended.code == 1
     assert "4 of 4 pairs are refused" in ended.err
     assert len((tmp_path / "out" / "bad.jsonl").read_text().splitlines()) == 4
+
+
+def test_pairs_that_the_users_own_limit_leaves_out_fail_no_build(fresh_v1, tmp_path):
+    rows = [
+        f'pair{i},{p.s1_path},{p.s2_path},"VV,VH","B02,B03",dB,L2A,2017-06-13,2017-06-{13 + 10 * (i == 2):02d}'
+        for i, p in enumerate(fresh_v1.patches)
+    ]
+    header = "key,s1_path,s2_path,s1_bands,s2_bands,s1_units,s2_level,s1_date,s2_date\n"
+    (tmp_path / "pairs.csv").write_text(header + "\n".join(rows) + "\n")
+    arguments = ["--source", "folder", "--root", tmp_path / "pairs.csv", "--max-days", 5]
+    ended = run_build(*arguments, "--out", tmp_path / "out", "--json")
+    assert ended.code == 0, ended.err
+    assert (ended.figures["samples_built"], ended.figures["refused_by_reason"]) == (3, {"days apart": 1})
+    [line] = [json.loads(line) for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]
+    assert (line["key"], line["reason"]) == ("pair2", "days apart")

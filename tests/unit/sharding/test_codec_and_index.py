@@ -3,7 +3,9 @@
 import contextlib
 import json
 
+import google_crc32c
 import hypothesis.extra.numpy as arrays
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -278,3 +280,33 @@ def test_random_bytes_are_no_index(content):
 def test_the_presence_mask_names_the_bands(bands):
     mask = presence_mask(list(bands))
     assert {band for name in ARRAY_BANDS for band in present_bands(mask, name)} == bands
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"arrays": "abc", "key_bytes": 4, "samples": 2}',
+        b'{"arrays": [1, 2], "key_bytes": 4, "samples": 2}',
+        b'{"arrays": ["s1"], "key_bytes": -4, "samples": 2}',
+        b'{"arrays": ["s1"], "key_bytes": 4, "samples": 3}',
+        b'{"arrays": ["s1"], "key_bytes": 4, "samples": "2"}',
+        b"[" * 20_000,
+    ],
+)
+def test_a_header_that_lies_is_refused_though_its_checksum_is_right(header):
+    good = dump_index(random_index(["aaaa", "bbbb"], 0))
+    start = 16
+    records = good[start + int.from_bytes(good[12:16], "little") : -4]
+    body = good[:12] + len(header).to_bytes(4, "little") + header + records
+    with pytest.raises(DataError, match=r"^x\.idx has a header that says something else"):
+        parse_index(body + google_crc32c.value(body).to_bytes(4, "little"), "x.idx")
+
+
+@pytest.mark.parametrize("codec", BLOSC)
+def test_numcodecs_alone_decodes_the_payload(codec):
+    array = smooth(np.float32, (2, 60, 60))
+    content = numcodecs.Blosc().decode(encode(array, codec))
+    assert np.frombuffer(content, np.float32).tobytes() == array.tobytes()

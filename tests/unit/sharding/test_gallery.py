@@ -9,7 +9,8 @@ import subprocess
 import pytest
 
 from sharding import inspect, subset
-from tests.unit.sharding.conftest import run
+from tests.unit.sharding.conftest import run, run_build
+from tests.unit.sharding.terramesh_archive import make_tile, write_archive
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -88,6 +89,17 @@ def test_names_from_the_data_are_no_markup(dataset, tmp_path):
     assert html.escape("<script>alert(1)<") in text
 
 
+@pytest.fixture(scope="module")
+def page_without_labels(tmp_path_factory):
+    """Of an archive that has classes of land cover beside its pixels, and neither labels nor countries."""
+    root = tmp_path_factory.mktemp("archive")
+    write_archive(root, [make_tile("10D_20L_1_2", 1), make_tile("10D_20L_1_3", 2)])
+    out, path = root / "set", root / "gallery.html"
+    assert run_build("--source", "terramesh", "--root", root, "--out", out).code == 0
+    assert run(inspect.main, "gallery", out, "--out", path).code == 0
+    return path
+
+
 def dump(path, fragment=""):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += ["--disable-component-update", "--disable-sync", "--no-first-run", "--virtual-time-budget=4000"]
@@ -129,3 +141,50 @@ def test_each_choice_tells_what_it_would_leave(page, v1, reben):
     patches = [patch for patch in (*v1.patches, *reben.patches) if patch.split == "val"]
     for label in {label for patch in patches for label in patch.labels}:
         assert f">{label} ({sum(label in patch.labels for patch in patches)})</option>" in dom
+
+
+def measure(page, script):
+    """What a function of the page, once it is shown, returns."""
+    path = page.with_name("measured.html")
+    probe = f"<script>document.title = JSON.stringify(({script})());</script></body>"
+    path.write_text(page.read_text().replace("</body>", probe))
+    return json.loads(html.unescape(re.search("<title>(.*?)</title>", dump(path))[1]))
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_filters_without_a_choice_are_not_shown(page_without_labels):
+    script = "() => [...document.querySelectorAll('.filters label')].filter(l => l.offsetHeight).map(l => l.innerText)"
+    shown = measure(page_without_labels, script)
+    assert [text.split()[0] for text in shown] == ["Split"]
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_histograms_are_equally_high_however_few_their_bars(page_without_labels):
+    script = (
+        "() => [...document.querySelectorAll('.band svg')].map(svg => Math.round(svg.getBoundingClientRect().height))"
+    )
+    heights = measure(page_without_labels, script)
+    assert len(heights) > 10
+    assert len(set(heights)) == 1 and heights[0] < 80
+
+
+def test_a_histogram_of_classes_ends_at_its_last_class(page_without_labels):
+    ends = r'Histogram of LULC".*?<div class="ends"><span>(\d+)</span><span>(\d+)</span>'
+    found = re.search(ends, page_without_labels.read_text(), re.DOTALL)
+    assert found.groups() == ("0", "9")
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_card_opens_its_details(page):
+    script = """() => {
+        document.querySelector(".card").click();
+        const dialog = document.querySelector("dialog");
+        return [dialog.open, dialog.querySelector("h3").textContent, dialog.querySelectorAll("img").length];
+    }"""
+    assert measure(page, script) == [True, cards_of(page)[0]["key"], 2]

@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
+import pytest
 
-from sharding import inspect
+from sharding import inspect, summary
+from sharding.sample_facts import days_apart
 from tests.unit.sharding.conftest import run
 
 
@@ -32,6 +34,25 @@ def test_the_table_has_the_same(dataset):
     assert "array        s2_20m 60x60 uint16 DN at 20 m" in ended.out
     assert any(line.startswith("train           9       1") for line in ended.out.splitlines())
     assert any(line.startswith("Coniferous forest") for line in ended.out.splitlines())
+
+
+def test_pairs_of_one_moment_count_among_the_days_apart(dataset, monkeypatch):
+    days = iter([0.0, 0.0, 0.0, 2.0, None, None, None, None, None, None, None, None, None])
+    monkeypatch.setattr(summary, "days_apart", lambda dates: next(days))
+    assert summary.summarise(str(dataset))["days_apart"] == {"samples": 4, "min": 0.0, "median": 0.0, "max": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("s1", "s2", "days"),
+    [
+        ("2018-05-21", "2018-05-21", 0.0),
+        ("2018-05-21T18:00:00", "2018-05-21T06:00:00Z", 0.5),
+        ("2018-05-20T23:00:00", "2018-05-21", 1.0),
+        ("2018-05-21", "yesterday", None),
+    ],
+)
+def test_days_between_two_dates(s1, s2, days):
+    assert days_apart({"s1": s1, "s2": s2}) == days
 
 
 def test_no_data_set_is_one_sentence(tmp_path):

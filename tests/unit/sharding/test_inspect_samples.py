@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharding import inspect
+from sharding import codec, inspect
 from tests.unit.sharding.conftest import run, run_build
 
 
@@ -56,6 +56,32 @@ def test_wrong_usage_of_cat(dataset, reben, tmp_path):
     assert (ended.code, "name it with --array" in ended.err) == (2, True)
     ended = run(inspect.main, "cat", dataset, key, "--array", "dem")
     assert (ended.code, "the sample has no array 'dem'; it has s1, s2_10m" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [("sample",), ("gallery",), ("cat", "--array", "s1")], ids=lambda a: a[0])
+def test_an_output_that_no_file_can_be_is_wrong_usage(dataset, v1, arguments, tmp_path):
+    view, *more = arguments
+    key = [] if view == "gallery" else [v1.patches[0].key]
+    option = "--npy" if view == "cat" else "--out"
+    for place, text in ((tmp_path / "no" / "file", "there is no folder"), (tmp_path, "is a folder")):
+        ended = run(inspect.main, view, dataset, *key, *more, option, place)
+        assert (ended.code, ended.out) == (2, "")
+        assert text in ended.err
+
+
+def test_other_bytes_of_the_same_pixels_are_no_difference(fresh_v1, tmp_path, monkeypatch):
+    """As another release of the encoder could write them."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert run_build(*fresh_v1.arguments, "--out", a).code == 0
+    monkeypatch.setitem(codec._BLOSC, "lz4", ("lz4", 9))
+    assert run_build(*fresh_v1.arguments, "--out", b).code == 0
+    assert [p.read_bytes() for p in sorted(a.rglob("*.tar"))] != [p.read_bytes() for p in sorted(b.rglob("*.tar"))]
+    ended = run(inspect.main, "diff", a, b)
+    assert (ended.code, ended.out.splitlines()[-1]) == (0, "the same samples, pixels, metadata and settings")
+
+
+def test_the_help_of_diff_tells_its_exit_codes():
+    assert "0 when nothing differs, 1 when something does" in " ".join(run(inspect.main, "diff", "--help").out.split())
 
 
 def test_a_data_set_equals_itself_and_itself_in_another_codec_but_for_it(dataset, v1, reben, tmp_path):
