@@ -142,7 +142,7 @@ def _verify_metadata(store: Store, shard: ShardSpec, index: ShardIndex, found: _
             found.add(path, f"it has {len(content)} bytes, the manifest says {shard.metadata_bytes}")
         elif hashlib.sha256(content).hexdigest() != shard.metadata_sha256:
             found.add(path, "its SHA-256 is not the manifest's")
-        if [json.loads(line)["key"] for line in content.decode().splitlines()] != index.keys:
+        if [json.loads(line)["key"] for line in content.decode().split("\n") if line] != index.keys:
             found.add(path, "its keys are not the index's")
     except (FusMAEError, ValueError, KeyError, TypeError) as error:
         found.add(path, f"it cannot be read: {error}")

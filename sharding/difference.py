@@ -1,13 +1,19 @@
 """What differs between two data sets: settings, samples, pixels, and what is known of samples."""
 
+import json
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from sharding.bands import present_bands
 from sharding.dataset import open_dataset
+from sharding.existing import metadata_of
 from sharding.manifest import Manifest
-from sharding.read_sample import Located, read_indexes, read_metadata, read_sample
+from sharding.read_sample import READERS, Located, read_indexes, read_sample
 from sharding.store import Store
 
 _SHOWN: Final = 5
@@ -19,12 +25,11 @@ class _Side:
     store: Store
     manifest: Manifest
     samples: dict[str, Located]
-    metadata: dict[str, list[dict[str, Any]]]
 
-    def line(self, key: str) -> dict[str, Any]:
-        """What is known of a sample."""
-        located = self.samples[key]
-        return self.metadata[located.shard.path][located.number]
+    @property
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What is known of each sample, one after the other: of millions they do not fit into memory."""
+        return (line for _, lines in metadata_of(self.store, self.manifest) for line in lines)
 
 
 def compare(a: str, b: str) -> dict[str, Any]:
@@ -34,21 +39,26 @@ def compare(a: str, b: str) -> dict[str, Any]:
     """
     one, two = _open(a), _open(b)
     both = [key for key in one.samples if key in two.samples]
-    pixels = {key: arrays for key in both if (arrays := _differing_arrays(one, two, key))}
-    facts = {key: fields for key in both if (fields := _differing_fields(one.line(key), two.line(key)))}
+    pixels = _differing_pixels(one, two, both)
+    facts = _differing_facts(one, two)
     settings = _differing_settings(one.manifest, two.manifest)
+    statistics = _differing_statistics(one.manifest, two.manifest)
     only = [[key for key in x.samples if key not in y.samples] for x, y in ((one, two), (two, one))]
     return {
         "a": a,
         "b": b,
-        "equal": not (pixels or facts or settings or only[0] or only[1]),
+        "equal": not (pixels or facts or settings or statistics or only[0] or only[1]),
         "same_fingerprint": one.manifest.fingerprint == two.manifest.fingerprint,
         "samples": [len(one.samples), len(two.samples)],
         "only_in_a": _told(dict.fromkeys(only[0], "")),
         "only_in_b": _told(dict.fromkeys(only[1], "")),
         "pixels_differ": _told({key: ", ".join(arrays) for key, arrays in pixels.items()}),
-        "metadata_differ": _told({key: ", ".join(fields) for key, fields in facts.items()}),
+        "metadata_differ": {
+            **_told({key: ", ".join(fields) for key, fields in facts.items()}),
+            "fields": dict(sorted(Counter(field for fields in facts.values() for field in fields).items())),
+        },
         "settings": settings,
+        "statistics_differ": statistics,
     }
 
 
@@ -67,6 +77,9 @@ def difference_lines(found: dict[str, Any]) -> list[str]:
             examples = (f"{key} ({what})" if what else key for key, what in part["first"].items())
             more = ", …" if part["count"] > _SHOWN else ""
             lines.append(f"{text}: {part['count']} samples: {', '.join(examples)}{more}")
+            lines += [f"  {name}: {count} samples" for name, count in part.get("fields", {}).items()]
+    for split, bands in found["statistics_differ"].items():
+        lines.append(f"other statistics of {split}: {' '.join(bands)}")
     if found["equal"]:
         lines.append("the same samples, pixels, metadata and settings")
     return lines
@@ -78,38 +91,82 @@ def _open(url: str) -> _Side:
     for shard, index in read_indexes(store, manifest.shards):
         for number, (key, record) in enumerate(zip(index.keys, index.records, strict=True)):
             samples[key] = Located(shard=shard, arrays=index.arrays, record=record, number=number)
-    return _Side(
-        store=store, manifest=manifest, samples=samples, metadata=read_metadata(store, manifest, manifest.shards)
-    )
+    return _Side(store=store, manifest=manifest, samples=samples)
 
 
-def _differing_arrays(one: _Side, two: _Side, key: str) -> list[str]:
-    a, b = one.samples[key], two.samples[key]
+def _differing_pixels(one: _Side, two: _Side, keys: list[str]) -> dict[str, list[str]]:
+    """By key: the arrays that differ. Only payloads whose bytes differ are read and decoded."""
+    found, unsure = {}, {}
+    for key in keys:
+        differing, doubtful = _compare_records(one.samples[key], two.samples[key])
+        if differing:
+            found[key] = differing
+        if doubtful:
+            unsure[key] = doubtful
+    with ThreadPoolExecutor(READERS) as executor:
+        decoded = executor.map(lambda key: _compare_decoded(one, two, key, unsure[key]), unsure)
+        for key, differing in zip(unsure, decoded, strict=True):
+            if differing:
+                found[key] = found.get(key, []) + differing
+    return {key: found[key] for key in keys if key in found}
+
+
+def _compare_records(a: Located, b: Located) -> tuple[list[str], list[str]]:
+    """The arrays that differ for certain, and those whose payloads are other bytes."""
     payloads = [
         {name: payload for name, payload in zip(x.arrays, x.record["arrays"], strict=True) if payload["length"]}
         for x in (a, b)
     ]
-    if a.record["presence"] != b.record["presence"]:
-        return sorted(set(payloads[0]) ^ set(payloads[1])) or ["bands"]
-    unsure, differing = [], []
+    differing = sorted(payloads[0].keys() ^ payloads[1].keys())
+    unsure = []
     for name, payload in payloads[0].items():
+        if name not in payloads[1]:
+            continue
         other = payloads[1][name]
-        if payload["radiometric_offset"] != other["radiometric_offset"]:
+        if present_bands(int(a.record["presence"]), name) != present_bands(int(b.record["presence"]), name):
+            differing.append(f"bands of {name}")
+        elif payload["radiometric_offset"] != other["radiometric_offset"]:
             differing.append(name)
         elif any(payload[field] != other[field] for field in ("codec", "crc32c", "length")):
             unsure.append(name)  # another release of an encoder may write the same pixels in other bytes
-    if unsure:
-        decoded = [read_sample(x.store, x.manifest, x.samples[key], unsure) for x in (one, two)]
-        differing += [name for name in unsure if not _same(decoded[0][name].data, decoded[1][name].data)]
-    return differing
+    return differing, unsure
+
+
+def _compare_decoded(one: _Side, two: _Side, key: str, arrays: list[str]) -> list[str]:
+    a, b = (read_sample(x.store, x.manifest, x.samples[key], arrays) for x in (one, two))
+    return [name for name in arrays if not _same(a[name].data, b[name].data)]
 
 
 def _same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
+def _differing_facts(one: _Side, two: _Side) -> dict[str, list[str]]:
+    """By key: the fields and attributes that differ, in the order of the second data set."""
+    texts = {line["key"]: json.dumps(line) for line in one.lines if line["key"] in two.samples}
+    found = {}
+    for line in two.lines:
+        key = line["key"]
+        if key in texts and (fields := _differing_fields(json.loads(texts[key]), line)):
+            found[key] = fields
+    return found
+
+
 def _differing_fields(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    return sorted(field for field in a.keys() | b.keys() if a.get(field) != b.get(field))
+    one, two = ({**line, **{f"attributes.{name}": v for name, v in line["attributes"].items()}} for line in (a, b))
+    names = (one.keys() | two.keys()) - {"attributes"}
+    return sorted(name for name in names if one.get(name) != two.get(name))
+
+
+def _differing_statistics(a: Manifest, b: Manifest) -> dict[str, list[str]]:
+    """By split: the bands of which any figure differs. They follow from the samples, or are those of a whole."""
+    found = {}
+    for split in dict.fromkeys((*a.statistics, *b.statistics)):
+        one, two = a.statistics.get(split, {}), b.statistics.get(split, {})
+        bands = [band for band in dict.fromkeys((*a.bands, *b.bands)) if one.get(band) != two.get(band)]
+        if bands:
+            found[split] = bands
+    return found
 
 
 def _differing_settings(a: Manifest, b: Manifest) -> dict[str, tuple[Any, Any]]:

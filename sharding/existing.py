@@ -53,7 +53,7 @@ def metadata_of(store: Store, manifest: Manifest) -> Iterator[tuple[ShardSpec, l
 
 def _parse(content: bytes, name: str, shard: ShardSpec) -> list[dict[str, Any]]:
     try:
-        lines = [json.loads(line) for line in content.decode().splitlines()]
+        lines = [json.loads(line) for line in content.decode().split("\n") if line]
     except ValueError as error:
         raise DataError(f"{name} is damaged ({error}); run python -m sharding.verify and fetch it again") from error
     if len(lines) != shard.samples:

@@ -7,19 +7,22 @@ choice can be sent to somebody else.
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from sharding.dataset import open_dataset
 from sharding.manifest import ALL_SPLITS, Manifest
-from sharding.moments import CLASS, Moments
+from sharding.moments import CLASS, DECIBEL, Moments
 from sharding.pictures import pair_pictures, webp_uri
-from sharding.read_sample import Located, read_indexes, read_metadata, read_sample
+from sharding.read_sample import READERS, Located, read_indexes, read_lines, read_sample
 from sharding.sample_facts import dates_text, place_text
 from sharding.statistics import parse_statistics
 from sharding.store import Store
 
 _THUMBNAIL: Final = 120
 _BARS: Final = 48
+_CLASSES: Final = 4
+"""That are told in words."""
 _MAP_WIDTH: Final = 640
 _MAP_POINTS: Final = 4000
 _STEPS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30)
@@ -36,9 +39,11 @@ def make_gallery(url: str, max_samples: int, split: str = "") -> tuple[str, int,
         for shard, index in read_indexes(store, shards)
         for number, record in enumerate(index.records)
     ]
-    metadata = read_metadata(store, manifest, shards)
     chosen = _choose(located, max_samples)
-    cards = [_card(store, manifest, sample, metadata[sample.shard.path][sample.number]) for sample in chosen]
+    lines = read_lines(store, manifest, chosen)
+    with ThreadPoolExecutor(READERS) as executor:
+        cards = list(executor.map(lambda sample: _card(store, manifest, sample, lines[sample.key]), chosen))
+    data = [{name: value for name, value in card.items() if name != "pictures"} for card in cards]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sharding"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -48,7 +53,8 @@ def make_gallery(url: str, max_samples: int, split: str = "") -> tuple[str, int,
         split=split,
         total=len(located),
         cards=cards,
-        data=json.dumps(cards, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/"),
+        # No `<` at all: both `</script` and `<!--` would mean something in a script.
+        data=json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
         map=_map(located),
         histograms=_histograms(store, manifest, split),
     )
@@ -156,20 +162,32 @@ def _histograms(store: Store, manifest: Manifest, split: str) -> list[dict[str, 
         found.append(
             {
                 "band": band,
-                "units": units[band],
+                "units": f"{units[band]}, drawn in dB" if moments.bins_of == DECIBEL else units[band],
                 "bars": bars,
                 "low": f"{low:.5g}",
                 "high": f"{high:.5g}",
-                "figures": f"mean {told.mean:.5g}, std {told.std:.4g}, median {told.percentiles['50']:.5g}"
-                if moments.bins_of != CLASS
-                else f"{len(moments.histogram)} classes",
+                "figures": _class_shares(moments)
+                if moments.bins_of == CLASS
+                else f"mean {told.mean:.5g}, std {told.std:.4g}, median {told.percentiles['50']:.5g}",
             }
         )
     return found
 
 
+def _class_shares(moments: Moments) -> str:
+    """The most frequent classes."""
+    ordered = sorted(moments.histogram, key=lambda found: (-found[1], found[0]))
+    told = [f"{code}: {100 * count / moments.count:.3g} %" for code, count in ordered[:_CLASSES]]
+    more = [f"{len(ordered) - _CLASSES} more classes"] if len(ordered) > _CLASSES else []
+    return ", ".join([*told, *more])
+
+
 def _bars(moments: Moments) -> tuple[list[int], float, float]:
-    """Heights of 0 to 100, and what the first and the last bar stand for; tails of a thousandth are left out."""
+    """Heights of 0 to 100, and the ends of the axis; tails of a thousandth are left out. A bar a class."""
+    if moments.bins_of == CLASS:
+        counts = [count for _, count in moments.histogram]
+        heights = [max(1, round(100 * count / max(counts))) for count in counts]
+        return heights, moments.histogram[0][0], moments.histogram[-1][0]
     total, seen = sum(count for _, count in moments.histogram), 0
     kept = []
     for number, count in moments.histogram:
@@ -181,5 +199,4 @@ def _bars(moments: Moments) -> tuple[list[int], float, float]:
     for number, count in kept:
         bars[(number - first) * len(bars) // (last - first)] += count
     top = max(bars)
-    end = last - 1 if moments.bins_of == CLASS else last  # a class is no range
-    return [round(100 * bar / top) for bar in bars], first * moments.bin_width, end * moments.bin_width
+    return [round(100 * bar / top) for bar in bars], first * moments.bin_width, last * moments.bin_width

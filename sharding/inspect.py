@@ -31,6 +31,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     views = parser.add_subparsers(dest="view", required=True, metavar="{summary,sample,gallery,cat,diff}")
     summary = views.add_parser("summary", help="splits, sources, bands, statistics, labels, bytes a pair")
     summary.add_argument("url", metavar="URL", help=_URL)
+    summary.add_argument(
+        "--split", default="", help="whose values to show, or all (default: train, or all where there is no train)"
+    )
     summary.add_argument("--json", action="store_true", help="print the same as JSON")
     sample = views.add_parser("sample", help="one sample as a PNG: colours, VV, VH, what rides along, labels")
     sample.add_argument("url", metavar="URL", help=_URL)
@@ -68,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 def _summary(arguments: argparse.Namespace) -> int:
     from sharding.summary import summarise, summary_lines
 
-    figures: dict[str, Any] = summarise(arguments.url)
+    figures: dict[str, Any] = summarise(arguments.url, arguments.split)
     print(json.dumps(figures, indent=1) if arguments.json else "\n".join(summary_lines(figures)))
     return 0
 

@@ -180,8 +180,18 @@ def read_attributes(store: Store, located: Located) -> tuple[dict[str, Any], dic
     return group, arrays
 
 
-def read_metadata(store: Store, manifest: Manifest, shards: Iterable[ShardSpec]) -> dict[str, list[dict[str, Any]]]:
-    """By path of the shard: what is known of its samples, in the order of its index."""
+def read_lines(store: Store, manifest: Manifest, samples: Iterable[Located]) -> dict[str, dict[str, Any]]:
+    """By key: what is known of these samples. Only the shards with one of them are asked, and no more is kept."""
     from sharding.existing import metadata_of
 
-    return {shard.path: lines for shard, lines in metadata_of(store, replace(manifest, shards=tuple(shards)))}
+    wanted: dict[str, list[Located]] = {}
+    for sample in samples:
+        wanted.setdefault(sample.shard.path, []).append(sample)
+    shards = tuple(shard for shard in manifest.shards if shard.path in wanted)
+    found = {}
+    for shard, lines in metadata_of(store, replace(manifest, shards=shards)):
+        for sample in wanted[shard.path]:
+            if lines[sample.number]["key"] != sample.key:
+                raise DataError(f"{store.name(shard.metadata_path)} and its index list other samples; fetch both again")
+            found[sample.key] = lines[sample.number]
+    return found

@@ -8,7 +8,7 @@ import numpy as np
 
 from sharding.dataset import open_dataset
 from sharding.pictures import Picture, pair_pictures, rider_pictures
-from sharding.read_sample import find_sample, read_metadata, read_sample
+from sharding.read_sample import find_sample, read_lines, read_sample
 from sharding.sample_facts import dates_text, place_text
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def draw_sample(url: str, key: str) -> bytes:
     store, manifest = open_dataset(url)
     located = find_sample(store, manifest, key)
     arrays = read_sample(store, manifest, located)
-    line = read_metadata(store, manifest, [located.shard])[located.shard.path][located.number]
+    line = read_lines(store, manifest, [located])[key]
     return draw_sheet([*pair_pictures(arrays), *rider_pictures(arrays)], line)
 
 

@@ -1,39 +1,56 @@
 """The figures of a data set, from its manifest, indexes and metadata; no pixel is read."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from sharding.bands import ALL_BANDS
+from sharding.bands import ALL_BANDS, CLASS_ARRAYS
 from sharding.dataset import open_dataset
+from sharding.errors import ConfigError
 from sharding.existing import metadata_of
 from sharding.index import parse_index
-from sharding.manifest import Manifest
+from sharding.manifest import ALL_SPLITS, Manifest
 from sharding.report import align
 from sharding.sample_facts import days_apart
+from sharding.statistics import parse_statistics
 from sharding.store import Store
 
+_TRAIN: Final = "train"
+_CLASSES: Final = 8
+"""That are told in the table; the JSON has all."""
 
-def summarise(url: str) -> dict[str, Any]:
-    """All figures of the data set at `url`, as JSON can say them."""
+
+def summarise(url: str, split: str = "") -> dict[str, Any]:
+    """All figures of the data set at `url`, as JSON can say them; values are those of `split`.
+
+    Without one they are those of the split train, or of everything where there is no train. ConfigError for a split
+    without statistics.
+    """
     store, manifest = open_dataset(url)
+    over = split or (_TRAIN if _TRAIN in manifest.statistics else ALL_SPLITS)
+    if over not in manifest.statistics:
+        raise ConfigError(f"--split is '{over}'; there are statistics of {', '.join((*manifest.splits, ALL_SPLITS))}")
+    statistics = manifest.statistics[over]
     splits: dict[str, dict[str, Any]] = {}
     bands = dict.fromkeys(manifest.bands, 0)
+    own_bytes = 0.0
     for shard in manifest.shards:
         records = parse_index(store.read(shard.index_path), store.name(shard.index_path)).records
-        split = splits.setdefault(
+        counts = splits.setdefault(
             shard.split, {"samples": 0, "shards": 0, "bytes": 0, "labels": dict.fromkeys(manifest.labels, 0)}
         )
-        split["samples"] += shard.samples
-        split["shards"] += 1
-        split["bytes"] += sum(size for _, size, _ in shard.files)
+        counts["samples"] += shard.samples
+        counts["shards"] += 1
+        counts["bytes"] += sum(size for _, size, _ in shard.files)
+        own_bytes += sum(size for _, size, _ in shard.files) - shard.num_bytes
+        own_bytes += shard.num_bytes * shard.samples / shard.tar_samples  # a subset leaves samples of its tars out
         for i, label in enumerate(manifest.labels):
-            split["labels"][label] += _count_bit(records["labels"], i)
+            counts["labels"][label] += _count_bit(records["labels"], i)
         for band in bands:
             bands[band] += _count_bit(records["presence"], ALL_BANDS.index(band))
-    samples = sum(split["samples"] for split in splits.values())
-    num_bytes = sum(split["bytes"] for split in splits.values())
+    samples = sum(counts["samples"] for counts in splits.values())
+    num_bytes = sum(counts["bytes"] for counts in splits.values())
     return {
         "url": url,
         "fingerprint": manifest.fingerprint,
@@ -46,19 +63,30 @@ def summarise(url: str) -> dict[str, Any]:
         "days_apart": _days_apart(store, manifest),
         "samples": samples,
         "mib": round(num_bytes / 2**20, 3),
-        "kb_per_pair": round(num_bytes / 1000 / samples, 2) if samples else None,
+        "kb_per_pair": round(own_bytes / 1000 / samples, 2) if samples else None,
         "splits": splits,
         "sources": [asdict(source) for source in manifest.sources],
         "arrays": [asdict(array) for array in manifest.arrays],
-        "bands_over": "the split train" if "train" in manifest.statistics else "all splits",
+        "bands_over": over,
         "bands": {
-            band: {
-                "samples": count,
-                **(asdict(manifest.training_statistics[band]) if band in manifest.training_statistics else {}),
-            }
+            band: {"samples": count, **(asdict(statistics[band]) if band in statistics else {})}
             for band, count in bands.items()
         },
+        "classes": _classes(store, manifest, over),
     }
+
+
+def _classes(store: Store, manifest: Manifest, split: str) -> dict[str, dict[str, float]]:
+    """Of each band whose numbers are classes: the share of its pixels by class, the most frequent first."""
+    specs = [spec for spec in manifest.arrays if spec.name in CLASS_ARRAYS or spec.units == "class"]
+    if not specs:
+        return {}
+    counted = parse_statistics(store.read(manifest.statistics_path), store.name(manifest.statistics_path))[split]
+    found = {}
+    for band in (band for spec in specs for band in spec.bands if band in counted):
+        ordered = sorted(counted[band].histogram, key=lambda pair: (-pair[1], pair[0]))
+        found[band] = {str(code): round(count / counted[band].count, 6) for code, count in ordered}
+    return found
 
 
 def _days_apart(store: Store, manifest: Manifest) -> dict[str, float] | None:
@@ -73,6 +101,19 @@ def _days_apart(store: Store, manifest: Manifest) -> dict[str, float] | None:
 
 def _count_bit(masks: np.ndarray[Any, Any], bit: int) -> int:
     return int((masks >> np.uint64(bit) & np.uint64(1)).sum())
+
+
+def _over(split: str) -> str:
+    return "all splits" if split == ALL_SPLITS else f"the split {split}"
+
+
+def _class_lines(classes: dict[str, dict[str, float]]) -> list[str]:
+    rows = []
+    for band, shares in classes.items():
+        told = [f"{code}: {100 * share:.3g} %" for code, share in list(shares.items())[:_CLASSES]]
+        rest = [f"{len(shares) - _CLASSES} more"] if len(shares) > _CLASSES else []
+        rows.append((band, ", ".join([*told, *rest])))
+    return ["", "classes, by share of the pixels", *align(rows)] if rows else []
 
 
 def _version(figures: dict[str, Any]) -> str:
@@ -116,14 +157,17 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
         lines.append(f"{name:<8}{split['samples']:>9}{split['shards']:>8}{split['bytes'] / 2**20:>10.1f}")
     lines += [
         "",
-        f"values of {figures['bands_over']}; samples of all splits",
+        f"values of {_over(figures['bands_over'])}; samples of all splits",
         f"{'band':<12}{'samples':>9}{'mean':>12}{'std':>12}{'min':>12}{'1 %':>12}{'50 %':>12}{'99 %':>12}{'max':>12}",
     ]
     for name, band in figures["bands"].items():
         percentiles = [band.get("percentiles", {}).get(name) for name in ("1", "50", "99")]
         values = [*(band.get(field) for field in ("mean", "std", "minimum")), *percentiles, band.get("maximum")]
+        if name in figures["classes"]:
+            values = [None] * len(values)
         cells = "".join(f"{value:>12.3f}" if value is not None else f"{'-':>12}" for value in values)
         lines.append(f"{name:<12}{band['samples']:>9}{cells}")
+    lines += _class_lines(figures["classes"])
     names = list(figures["splits"])
     labels = list(figures["splits"][names[0]]["labels"]) if names else []
     if labels:

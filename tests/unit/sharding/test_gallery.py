@@ -8,13 +8,16 @@ import subprocess
 
 import pytest
 
-from sharding import inspect, subset
+from sharding import gallery, inspect, subset
+from sharding.moments import CLASS, Moments
 from tests.unit.sharding.conftest import run, run_build
 from tests.unit.sharding.terramesh_archive import make_tile, write_archive
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
+
+ODD = "<!--<script>"
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +29,25 @@ def page(dataset, tmp_path_factory):
 
 
 def cards_of(path):
-    text = path.read_text()
-    return json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1].replace("<\\/", "</"))
+    return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text(), re.DOTALL)[1])
 
 
 def test_every_sample_is_a_card_with_two_pictures(page, v1, reben):
     cards = cards_of(page)
     assert {card["key"] for card in cards} == {patch.key for patch in (*v1.patches, *reben.patches)}
-    for card in cards:
-        assert [picture["title"].split()[0] for picture in card["pictures"]] == ["S2", "S1"]
-        assert all(picture["src"].startswith("data:image/webp;base64,") for picture in card["pictures"])
+    items = re.findall(r'<li data-i="(\d+)">(.*?)</li>', page.read_text(), re.DOTALL)
+    assert [int(number) for number, _ in items] == list(range(13))
+    for (_, item), card in zip(items, cards, strict=True):
+        assert card["key"] in item
+        assert re.findall(r'<img src="(data:image/webp;base64,).*?" alt="(S\d)', item) == [
+            ("data:image/webp;base64,", "S2"),
+            ("data:image/webp;base64,", "S1"),
+        ]
+
+
+def test_no_picture_is_embedded_twice(page):
+    pictures = re.findall(r"data:image/webp;base64,[^\"]+", page.read_text())
+    assert len(pictures) == len(set(pictures)) == 26
 
 
 def test_nothing_is_fetched_from_elsewhere(page):
@@ -47,7 +59,7 @@ def test_nothing_is_fetched_from_elsewhere(page):
 def test_the_map_and_a_histogram_a_band_are_there(page):
     text = page.read_text()
     assert text.count("<circle ") == 13
-    assert "13 of 13 centres; 0 samples have no place." in text
+    assert "13 centres, WGS 84." in text
     for band in ("VV", "VH", "B02", "B8A", "B09"):
         assert f'aria-label="Histogram of {band}"' in text
 
@@ -100,6 +112,40 @@ def page_without_labels(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def odd_page(dataset, tmp_path_factory):
+    """Of a data set whose countries would begin a comment and a script within a script."""
+    folder = tmp_path_factory.mktemp("odd")
+    shutil.copytree(dataset, folder / "set")
+    for path in (folder / "set" / "metadata").iterdir():
+        path.write_text(path.read_text().replace("Austria", ODD))
+    assert run(inspect.main, "gallery", folder / "set", "--out", folder / "page.html").code == 0
+    return folder / "page.html"
+
+
+def test_metadata_is_no_markup(odd_page):
+    assert ODD not in odd_page.read_text()
+    assert "<!--" not in odd_page.read_text()
+    assert sum(card["country"] == ODD for card in cards_of(odd_page)) == 6
+
+
+def test_metadata_that_lists_other_samples_is_refused(dataset, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    path = copy / "metadata" / "train-000000.jsonl"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    ended = run(inspect.main, "gallery", copy, "--out", tmp_path / "page.html")
+    assert ended.code == 1
+    assert "train-000000.jsonl and its index list other samples" in ended.err
+
+
+def test_each_class_is_a_bar_and_none_is_left_out():
+    histogram = ((0, 1), (111, 999_000), (211, 500_000), (311, 3), (312, 2), (523, 7))
+    moments = Moments(count=1_499_013, bin_width=1.0, histogram=histogram, bins_of=CLASS, minimum=0, maximum=523)
+    assert gallery._bars(moments) == ([1, 100, 50, 1, 1, 1], 0, 523)
+    assert gallery._class_shares(moments) == "111: 66.6 %, 211: 33.4 %, 523: 0.000467 %, 311: 0.0002 %, 2 more classes"
+
+
 def dump(path, fragment=""):
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     command += ["--disable-component-update", "--disable-sync", "--no-first-run", "--virtual-time-budget=4000"]
@@ -131,6 +177,13 @@ def visible(dom):
 def test_filters_in_the_address_leave_what_they_should(page, v1, reben, fragment, chosen):
     expected = sum(chosen(patch, archive.source) for archive in (v1, reben) for patch in archive.patches)
     assert visible(dump(page, fragment)) == (expected, expected)
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_odd_names_can_be_chosen(odd_page):
+    assert visible(dump(odd_page, "#country=%3C!--%3Cscript%3E")) == (6, 6)
 
 
 @pytest.mark.browser

@@ -1,11 +1,12 @@
 """The summary of a data set."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from sharding import inspect, summary
+from sharding import inspect, subset, summary
 from sharding.sample_facts import days_apart
 from tests.unit.sharding.conftest import run
 
@@ -34,6 +35,27 @@ def test_the_table_has_the_same(dataset):
     assert "array        s2_20m 60x60 uint16 DN at 20 m" in ended.out
     assert any(line.startswith("train           9       1") for line in ended.out.splitlines())
     assert any(line.startswith("Coniferous forest") for line in ended.out.splitlines())
+
+
+def test_the_values_of_any_split_can_be_asked_for(dataset, v1, reben):
+    told = run(inspect.main, "summary", dataset, "--split", "val", "--json").figures
+    vv = np.concatenate([p.pixels["VV"].ravel() for p in (*v1.patches, *reben.patches) if p.split == "val"])
+    assert told["bands_over"] == "val"
+    assert np.isclose(told["bands"]["VV"]["mean"], vv.astype(float).mean())
+    assert "values of all splits" in run(inspect.main, "summary", dataset, "--split", "all").out
+    ended = run(inspect.main, "summary", dataset, "--split", "dev")
+    assert (ended.code, "there are statistics of train, val, test, all" in ended.err) == (2, True)
+
+
+def test_a_subset_costs_a_pair_what_its_own_samples_take(dataset, v1, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    (tmp_path / "keys").write_text(v1.patches[0].key)
+    assert run(subset.main, copy, "--name", "one", "--keys", tmp_path / "keys").code == 0
+    whole = run(inspect.main, "summary", copy, "--json").figures["kb_per_pair"]
+    one = run(inspect.main, "summary", f"{copy}@one", "--json").figures
+    assert one["samples"] == 1
+    assert one["kb_per_pair"] < 1.3 * whole
 
 
 def test_pairs_of_one_moment_count_among_the_days_apart(dataset, monkeypatch):

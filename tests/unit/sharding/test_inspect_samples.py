@@ -117,8 +117,38 @@ def test_what_differs_is_counted_and_named(fresh_v1, tmp_path):
     assert found["only_in_b"]["count"] == 0
     assert found["pixels_differ"] == {"count": 1, "first": {changed.key: "s2_10m"}}
     assert set(found["metadata_differ"]["first"].values()) == {"split"}
+    assert found["metadata_differ"]["fields"] == {"split": found["metadata_differ"]["count"]}
+    assert "B03" in found["statistics_differ"]["all"]
     text = run(inspect.main, "diff", a, b).out
     assert f"other pixels: 1 samples: {changed.key} (s2_10m)" in text
+
+
+def test_pixels_are_compared_also_where_one_data_set_lacks_an_array(fresh_reben, tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert run_build(*fresh_reben.arguments, "--out", a).code == 0
+    import rasterio
+
+    one, other = fresh_reben.patches[:2]
+    for patch in (one, other):
+        for band in ("B01", "B09"):
+            (patch.s2_path / f"{patch.key}_{band}.tif").unlink()
+    with rasterio.open(one.s2_path / f"{one.key}_B02.tif", "r+") as file:
+        file.write(file.read(1) + 1, 1)
+    assert run_build(*fresh_reben.arguments, "--out", b).code == 0
+    found = run(inspect.main, "diff", a, b, "--json").figures
+    assert found["pixels_differ"]["first"] == {one.key: "s2_60m, s2_10m", other.key: "s2_60m"}
+    assert found["metadata_differ"]["fields"] == {"bands": 2}
+
+
+def test_an_attribute_that_differs_is_named(dataset, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(dataset, copy)
+    for path in (copy / "metadata").iterdir():
+        path.write_text(path.read_text().replace("Austria", "Österreich"))
+    found = run(inspect.main, "diff", dataset, copy, "--json").figures
+    assert not found["equal"]
+    assert found["metadata_differ"]["fields"] == {"attributes.country": 6}
+    assert "  attributes.country: 6 samples" in run(inspect.main, "diff", dataset, copy).out
 
 
 def test_views_of_a_data_set_in_a_store(v1, tmp_path):
