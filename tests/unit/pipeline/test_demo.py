@@ -83,3 +83,13 @@ def test_too_few_steps_are_wrong_usage(tmp_path, steps, capsys):
         exit_code(main, ["--dir", str(tmp_path), "--steps", steps])
     assert stop.value.code == 2
     assert "--steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("capability", "gpus", "precision"),
+    [("AVX2", 0, "fp32"), ("DEFAULT", 0, "fp32"), ("AVX512", 0, "bf16"), ("AVX2", 1, "bf16")],
+)
+def test_bf16_is_left_to_hardware_that_has_it(tmp_path, monkeypatch, capability, gpus, precision):
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    monkeypatch.setattr("pipeline.demo._count_gpus", lambda: gpus)
+    assert Demo(tmp_path, None).settings.engine.precision == precision
