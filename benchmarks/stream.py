@@ -79,7 +79,7 @@ def _stream(url: str, threads: int, num_samples: int) -> float:
 def _webdataset(paths: list[Path], in_set: int, num_samples: int) -> float:
     import webdataset
 
-    from pipeline.webdataset_reader import read_member
+    from pipeline.stream.webdataset_reader import read_member
 
     began, seen = time.perf_counter(), 0
     while seen < num_samples:

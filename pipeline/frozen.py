@@ -35,7 +35,7 @@ class FrozenModel:
 
         Images are float32 (b, bands, size, size), normalised as in training; all lies on the device.
         """
-        from pipeline.stream import evaluation_batches
+        from pipeline.stream.exact import evaluation_batches
 
         reader = evaluation_batches(
             self.data.url,
@@ -58,7 +58,7 @@ def open_frozen(run_dir_or_checkpoint: str, data: DataSettings, device: str) -> 
     Raises CheckpointError or DataError when one of the two is not there or not whole.
     """
     from pipeline.distributed import choose_device
-    from pipeline.stream import read_image_manifest
+    from pipeline.stream.exact import read_image_manifest
     from pipeline.transform import ImageTransform
 
     manifest = read_image_manifest(data.url)

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _launch(settings: Settings, arguments: list[str]) -> int:
-    from pipeline.order import check_world_size
+    from pipeline.stream.order import check_world_size
     from sharding.dataset import read_manifest
 
     # Refuse here what cannot work: once, before a process is started or a folder made.

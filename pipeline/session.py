@@ -15,7 +15,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.metrics import RunLog
 from pipeline.progress import Progress
 from pipeline.stop import StopRequest
-from pipeline.stream import ExactStream, Stream, StreamConfig
+from pipeline.stream.exact import ExactStream, Stream, StreamConfig
 
 
 @dataclass
@@ -177,7 +177,7 @@ def _open_stream(settings: Settings, ranks: Ranks) -> ExactStream:
         verify_checksums=data.verify_checksums,
     )
     if data.reader == "webdataset":
-        from pipeline.webdataset_reader import WebDatasetStream
+        from pipeline.stream.webdataset_reader import WebDatasetStream
 
         return WebDatasetStream(config, ranks.rank, ranks.world_size)
     return Stream(config, ranks.rank, ranks.world_size)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fusmae.random import CounterRandom, Purpose
-from pipeline.batch import Batch
+from pipeline.stream.batch import Batch
 from sharding.errors import ConfigError
 from sharding.manifest import ArraySpec, Manifest
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.batch import Batch
+from pipeline.stream.batch import Batch
 from sharding.bands import ARRAY_BANDS, ARRAY_GSD_M, MODALITY_ARRAYS
 from sharding.index import dump_index
 from sharding.manifest import (

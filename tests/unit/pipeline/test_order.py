@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.order import FeistelPermutation, Order, OrderSettings, Runs, derive_key, permute
+from pipeline.stream.order import FeistelPermutation, Order, OrderSettings, Runs, derive_key, permute
 from sharding.errors import ConfigError
 
 SHARDS = [256] * 39 + [131]

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.sample_reader import SampleReader
-from pipeline.stream import Stream, StreamConfig, evaluation_batches
+from pipeline.stream.exact import Stream, StreamConfig, evaluation_batches
+from pipeline.stream.reader import SampleReader
 from sharding.errors import ConfigError, DataError
 from tests.unit.pipeline.small_shards import Made, assert_equal, damage, join, make, reader_threads, take
 

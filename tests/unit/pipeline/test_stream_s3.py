@@ -9,9 +9,9 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from pipeline import run_cache
-from pipeline.run_cache import ByteRange, RunCache, open_store
-from pipeline.stream import Stream, StreamConfig, evaluation_batches
-from pipeline.webdataset_reader import WebDatasetStream
+from pipeline.stream.exact import Stream, StreamConfig, evaluation_batches
+from pipeline.stream.run_cache import ByteRange, RunCache, open_store
+from pipeline.stream.webdataset_reader import WebDatasetStream
 from sharding.errors import ConfigError, DataError, StorageError
 from sharding.store import Store
 from tests.unit.pipeline.small_shards import assert_equal, make, reader_threads, take

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusmae.random import CounterRandom
-from pipeline.stream import Stream, StreamConfig
+from pipeline.stream.exact import Stream, StreamConfig
 from pipeline.transform import ImageTransform, dihedral
 from sharding.errors import ConfigError
 from tests.unit.pipeline.small_shards import BANDS_L2A, make

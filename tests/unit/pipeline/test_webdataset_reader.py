@@ -3,8 +3,8 @@ from itertools import islice
 
 import pytest
 
-from pipeline.stream import Stream, StreamConfig
-from pipeline.webdataset_reader import WebDatasetStream
+from pipeline.stream.exact import Stream, StreamConfig
+from pipeline.stream.webdataset_reader import WebDatasetStream
 from sharding.errors import DataError
 from tests.unit.pipeline.small_shards import assert_equal, damage, make, take
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pipeline.stream import Stream, StreamConfig
+from pipeline.stream.exact import Stream, StreamConfig
 from sharding import subset, verify
 from sharding.dataset import open_dataset, read_manifest
 from sharding.existing import metadata_of

@@ -15,9 +15,9 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.order import RUN_BYTES
-from pipeline.run_cache import ByteRange, RunCache, wrong_size
-from pipeline.sample_table import SampleTable
+from pipeline.stream.order import RUN_BYTES
+from pipeline.stream.run_cache import ByteRange, RunCache, wrong_size
+from pipeline.stream.table import SampleTable
 from sharding.bands import present_bands
 from sharding.codec import CODECS, decode_into
 from sharding.errors import ConfigError, DataError, StorageError

@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 
-from pipeline.batch import Batch
-from pipeline.batch_ring import BatchIterator, BatchRing, Job
-from pipeline.order import RUN_BYTES, Order, OrderedSamples, OrderSettings, check_world_size
-from pipeline.run_cache import open_store
-from pipeline.sample_reader import SampleReader
+from pipeline.stream.batch import Batch
+from pipeline.stream.order import RUN_BYTES, Order, OrderedSamples, OrderSettings, check_world_size
+from pipeline.stream.reader import SampleReader
+from pipeline.stream.ring import BatchIterator, BatchRing, Job
+from pipeline.stream.run_cache import open_store
 from sharding.bands import RIDERS
 from sharding.dataset import read_manifest
 from sharding.errors import ConfigError

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.batch import Batch
-from pipeline.order import OrderedSamples
-from pipeline.sample_reader import Run, SampleReader
+from pipeline.stream.batch import Batch
+from pipeline.stream.order import OrderedSamples
+from pipeline.stream.reader import Run, SampleReader
 
 PIECE: Final = 8
 """Samples that a thread takes at a time: about a millisecond's work."""

@@ -22,10 +22,10 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from pipeline.batch import Batch
-from pipeline.batch_ring import Job
-from pipeline.run_cache import open_store
-from pipeline.stream import ExactStream, StreamConfig, read_image_manifest
+from pipeline.stream.batch import Batch
+from pipeline.stream.exact import ExactStream, StreamConfig, read_image_manifest
+from pipeline.stream.ring import Job
+from pipeline.stream.run_cache import open_store
 from sharding.errors import ConfigError, DataError, StorageError
 from sharding.manifest import ShardSpec
 
