@@ -187,7 +187,7 @@ def describe_data(url: str) -> dict[str, Any]:
 
     from pipeline.report_figures import map_figure
     from sharding.dataset import open_dataset
-    from sharding.index import parse_index
+    from sharding.shard_index import parse_index
 
     try:
         store, manifest = open_dataset(url)

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from sharding.dataset import open_dataset, split_version
 from sharding.errors import FusMAEError
-from sharding.index import ShardIndex, parse_index
 from sharding.manifest import Manifest, ShardSpec
 from sharding.sample import EXTENSION
 from sharding.sample_checks import sample_defects
+from sharding.shard_index import ShardIndex, parse_index
 from sharding.store import Store
 
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from sharding.bands import present_bands
 from sharding.codec import CODECS, decode_into
 from sharding.errors import DataError
-from sharding.index import ShardIndex, parse_index
 from sharding.manifest import ArraySpec, Manifest, ShardSpec
+from sharding.shard_index import ShardIndex, parse_index
 from sharding.store import Store
 
 READERS: Final = 16

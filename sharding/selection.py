@@ -15,8 +15,8 @@ import numpy as np
 from sharding.dataset import open_dataset, require_subset_name, split_version, version_path
 from sharding.errors import ConfigError, DataError
 from sharding.existing import metadata_of
-from sharding.index import ShardIndex, dump_index, parse_index
 from sharding.manifest import Manifest, ShardSpec, dump_manifest, parse_manifest
+from sharding.shard_index import ShardIndex, dump_index, parse_index
 from sharding.splits import SERIES
 from sharding.store import Store
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from sharding.index import dump_index
 from sharding.layout import Layout, require_layout
 from sharding.manifest import ShardSpec
 from sharding.plan import Settings, pairs_of_shard, stored_sample
 from sharding.plan_store import BUILD_FOLDER, read_rows
+from sharding.shard_index import dump_index
 from sharding.sources import open_source
 from sharding.sources.base import DAYS, PairError, Sample, Source, SourceFile, SourceOptions
 from sharding.sources.listing import Pair, Refusal

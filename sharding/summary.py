@@ -9,10 +9,10 @@ from sharding.bands import ALL_BANDS, CLASS_ARRAYS
 from sharding.dataset import open_dataset
 from sharding.errors import ConfigError
 from sharding.existing import metadata_of
-from sharding.index import parse_index
 from sharding.manifest import ALL_SPLITS, Manifest
 from sharding.report import align
 from sharding.sample_facts import days_apart
+from sharding.shard_index import parse_index
 from sharding.statistics import parse_statistics
 from sharding.store import Store
 

@@ -18,8 +18,8 @@ import numpy as np
 from sharding.bands import presence_mask
 from sharding.codec import CODECS
 from sharding.errors import StorageError
-from sharding.index import Records, ShardIndex, record_dtype
 from sharding.sample import EXTENSION, Payload, pack_sample
+from sharding.shard_index import Records, ShardIndex, record_dtype
 from sharding.sources.base import Sample
 from sharding.sources.raster import to_degrees
 from sharding.statistics import Accumulator, Moments

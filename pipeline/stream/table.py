@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from sharding.bands import ALL_BANDS, RIDERS
 from sharding.errors import DataError
-from sharding.index import ShardIndex, parse_index
 from sharding.manifest import Manifest, ShardSpec
+from sharding.shard_index import ShardIndex, parse_index
 from sharding.store import Store
 
 _FAR: Final = 1 << 62

@@ -12,7 +12,6 @@ import torch
 
 from pipeline.stream.batch import Batch
 from sharding.bands import ARRAY_BANDS, ARRAY_GSD_M, MODALITY_ARRAYS
-from sharding.index import dump_index
 from sharding.manifest import (
     MANIFEST_NAME,
     ArraySpec,
@@ -22,6 +21,7 @@ from sharding.manifest import (
     dump_manifest,
     parse_manifest,
 )
+from sharding.shard_index import dump_index
 from sharding.sources.base import Sample, StoredArray
 from sharding.statistics import band_statistics, merge
 from sharding.writer import ShardWriter

@@ -12,7 +12,6 @@ from pipeline.command import exit_code
 from pipeline.errors import DataError
 from pipeline.report import loss_fall, main, read_events, write_report
 from sharding.bands import ARRAY_BANDS, ARRAY_GSD_M
-from sharding.index import ShardIndex, dump_index, record_dtype
 from sharding.manifest import (
     ArraySpec,
     BandStatistics,
@@ -21,6 +20,7 @@ from sharding.manifest import (
     SourceSpec,
     dump_manifest,
 )
+from sharding.shard_index import ShardIndex, dump_index, record_dtype
 
 LABELS = ("Arable land", "Inland waters", "Pastures <&>")
 SIZES = {"train": 20, "validation": 6, "test": 8}

@@ -10,8 +10,8 @@ import pytest
 
 from sharding.bands import MODALITY_ARRAYS, S1_BANDS, S2_BANDS, presence_mask, present_bands
 from sharding.codec import CODECS, decode_into
-from sharding.index import parse_index
 from sharding.manifest import parse_manifest
+from sharding.shard_index import parse_index
 from tests.trees import make_reben_lmdb
 from tests.unit.sharding.conftest import contents, run_build
 from tests.unit.sharding.members import assert_pixels, open_members

@@ -16,7 +16,7 @@ from numcodecs import blosc
 from sharding.bands import ALL_BANDS, ARRAY_BANDS, presence_mask, present_bands
 from sharding.codec import CODECS, decode_into, encode, zarr_codecs
 from sharding.errors import DataError
-from sharding.index import MAGIC, ShardIndex, dump_index, parse_index, record_dtype
+from sharding.shard_index import MAGIC, ShardIndex, dump_index, parse_index, record_dtype
 
 DTYPES = st.sampled_from([np.uint8, np.uint16, np.int16, np.float16, np.float32])
 SHAPES = arrays.array_shapes(min_dims=3, max_dims=3, max_side=24)

@@ -7,7 +7,7 @@ import pytest
 
 from sharding import extend, subset, verify
 from sharding.dataset import open_dataset, read_manifest
-from sharding.index import parse_index
+from sharding.shard_index import parse_index
 from tests.trees import make_reben
 from tests.unit.sharding.conftest import Archive, contents, run, run_build
 from tests.unit.sharding.members import assert_pixels, open_members

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sharding import inspect, verify
-from sharding.index import parse_index
 from sharding.manifest import parse_manifest
+from sharding.shard_index import parse_index
 from sharding.splits import SERIES, cells, geographic, split_of_cell
 from tests.trees import smooth, write_tif
 from tests.unit.sharding.conftest import run, run_build

@@ -8,7 +8,7 @@ from pipeline.stream.exact import Stream, StreamConfig
 from sharding import subset, verify
 from sharding.dataset import open_dataset, read_manifest
 from sharding.existing import metadata_of
-from sharding.index import parse_index
+from sharding.shard_index import parse_index
 from tests.unit.sharding.conftest import contents, run, run_build
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from sharding import verify
-from sharding.index import parse_index
+from sharding.shard_index import parse_index
 from tests.unit.sharding.conftest import run
 
 
