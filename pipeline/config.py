@@ -38,8 +38,16 @@ class DataSettings:
     """Shuffle window of a node; larger mixes better, and costs memory when the data is remote."""
     cache_gib: float = 2.0
     """Memory of a rank for runs fetched from an object store; unused for local data."""
+    cache_dir: str = ""
+    """Folder on a local disk in which the ranks of a node share what they fetch; empty: each keeps it in memory."""
+    cache_dir_gib: float = 100.0
+    """Size that cache_dir may have."""
+    client: Literal["fsspec", "obstore"] = "fsspec"
+    """What talks to an object store; obstore takes less CPU."""
     verify_checksums: bool = True
     """Check the CRC-32C of every payload read."""
+    on_corrupt: Literal["raise", "skip"] = "raise"
+    """When a sample stays damaged: stop, or put another one in its place, counted and reported."""
     flips: bool = True
     """Draw one of the eight flips and turns of the square for each sample, the same for S1 and S2."""
     upsample: Literal["nearest", "bilinear"] = "nearest"
@@ -362,6 +370,7 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
         "data.prefetch": (settings.data.prefetch >= 1, "1 or more"),
         "data.window_gib": (settings.data.window_gib > 0, "above 0"),
         "data.cache_gib": (settings.data.cache_gib > 0, "above 0"),
+        "data.cache_dir_gib": (settings.data.cache_dir_gib > 0, "above 0"),
         "optim.lr": (settings.optim.lr > 0, "above 0"),
         "optim.min_lr": (settings.optim.min_lr >= 0, "0 or more"),
         "optim.warmup_lr": (settings.optim.warmup_lr >= 0, "0 or more"),

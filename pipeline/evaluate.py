@@ -20,7 +20,7 @@ from pipeline.linear import ProbeSettings, probe
 from pipeline.metrics import write_whole
 from pipeline.reconstruction import ReconstructionSettings, measure, store_pictures
 
-_DATA_KEYS = ("url", "threads", "cache_gib", "verify_checksums", "upsample")
+_DATA_KEYS = ("url", "threads", "cache_gib", "cache_dir", "cache_dir_gib", "client", "verify_checksums", "upsample")
 """What of the run's data settings an evaluation uses; it neither shuffles nor flips."""
 
 

@@ -43,6 +43,9 @@ class FrozenModel:
             batch_size,
             threads=self.data.threads,
             cache_gib=self.data.cache_gib,
+            cache_dir=self.data.cache_dir,
+            cache_dir_gib=self.data.cache_dir_gib,
+            client=self.data.client,
             verify_checksums=self.data.verify_checksums,
         )
         with reader:

@@ -174,7 +174,11 @@ def _open_stream(settings: Settings, ranks: Ranks) -> ExactStream:
         slots=data.prefetch,
         window_gib=data.window_gib,
         cache_gib=data.cache_gib,
+        cache_dir=data.cache_dir,
+        cache_dir_gib=data.cache_dir_gib,
+        client=data.client,
         verify_checksums=data.verify_checksums,
+        on_corrupt=data.on_corrupt,
     )
     if data.reader == "webdataset":
         from pipeline.stream.webdataset_reader import WebDatasetStream

@@ -21,12 +21,12 @@ CODECS: Final = ("none", "lz4", "zstd")
 _BLOSC: Final[dict[str, tuple[str, int]]] = {"lz4": ("lz4hc", 2), "zstd": ("zstd", 5)}
 """Name and level of each encoder."""
 
-_HEADER: Final = struct.Struct("<IIII")
+HEADER: Final = struct.Struct("<IIII")
 """Blosc 1: version, version of the codec's format, flags and item size in one; bytes, bytes a block, bytes stored."""
-_VERSIONS: Final = 2 | 1 << 8
-_SHUFFLED, _AS_IS, _IN_ONE_PIECE = 0x01, 0x02, 0x10
-_FORMATS: Final = {"lz4": 1 << 5, "zstd": 4 << 5}
-_SPLIT_ITEMS: Final = 128
+VERSIONS: Final = 2 | 1 << 8
+SHUFFLED, AS_IS, IN_ONE_PIECE = 0x01, 0x02, 0x10
+FORMATS: Final = {"lz4": 1 << 5, "zstd": 4 << 5}
+SPLIT_ITEMS: Final = 128
 """Blosc compresses the bytes of a block of LZ4 apart, each by its place in the item, when it has so many items."""
 
 # Blosc's own thread pool is global state and loses to our reader threads, which decode many payloads at once.
@@ -41,7 +41,7 @@ def encode(array: npt.NDArray[Any], codec: str) -> bytes:
         return array.tobytes()
     cname, level = _BLOSC[codec]
     payload = bytes(blosc.compress(array, cname.encode(), level, blosc.SHUFFLE))
-    if len(payload) >= _HEADER.size + array.nbytes and not payload[2] & _AS_IS:
+    if len(payload) >= HEADER.size + array.nbytes and not payload[2] & AS_IS:
         return bytes(blosc.compress(array, cname.encode(), 0, blosc.SHUFFLE))  # as it is, it is no longer
     return payload
 
@@ -68,24 +68,24 @@ def _check_header(payload: Any, out: npt.NDArray[Any], codec: str) -> int:
     Blosc trusts its header, and would read past the end of a payload or leave part of `out` as it was. So every field
     must be what `encode` writes; of a block's length, which Blosc chooses, it is checked that it is a possible one.
     """
-    if len(payload) < _HEADER.size:
+    if len(payload) < HEADER.size:
         raise DataError(f"payload of {len(payload)} bytes is shorter than a Blosc header")
-    word, num_bytes, block, num_stored = _HEADER.unpack_from(payload)
+    word, num_bytes, block, num_stored = HEADER.unpack_from(payload)
     size, item = out.nbytes, out.itemsize
     if num_stored != len(payload) or num_bytes != size:
         raise DataError(
             f"payload of {len(payload)} bytes says it is {num_stored} bytes of {num_bytes}, {size} were expected"
         )
-    is_stored = num_stored == _HEADER.size + size
-    flags = _FORMATS[codec] | _SHUFFLED
+    is_stored = num_stored == HEADER.size + size
+    flags = FORMATS[codec] | SHUFFLED
     if is_stored:
-        flags |= _AS_IS
-    if codec != "lz4" or block < _SPLIT_ITEMS * item:
-        flags |= _IN_ONE_PIECE
-    if word != _VERSIONS | flags << 16 | item << 24 or not 0 < block <= size or block % item:
-        header = bytes(payload[: _HEADER.size]).hex()
+        flags |= AS_IS
+    if codec != "lz4" or block < SPLIT_ITEMS * item:
+        flags |= IN_ONE_PIECE
+    if word != VERSIONS | flags << 16 | item << 24 or not 0 < block <= size or block % item:
+        header = bytes(payload[: HEADER.size]).hex()
         raise DataError(f"payload begins with {header}, which is no Blosc header of {codec} for {out.dtype}")
-    return _HEADER.size if is_stored else 0
+    return HEADER.size if is_stored else 0
 
 
 def zarr_codecs(codec: str, dtype: np.dtype[Any]) -> list[dict[str, Any]]:

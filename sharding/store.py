@@ -80,18 +80,20 @@ class Store:
                 raise
             raise StorageError(f"cannot {action} {self.name(path)}: {error or type(error).__name__}") from error
 
-    def _ask(self, action: str, path: str, operation: Callable[[], T]) -> T:
+    def ask(
+        self, action: str, path: str, operation: Callable[[], T], again: Callable[[BaseException], None] | None = None
+    ) -> T:
         """The result of an operation; of an object store, asked again while it fails in ways that pass."""
         with self._told(action, path):
-            return operation() if self.is_local else patiently(operation)
+            return operation() if self.is_local else patiently(operation, again=again)
 
     def exists(self, path: str) -> bool:
         """Whether a file `path` is there."""
-        return bool(self._ask("look for", path, lambda: self.fs.exists(self.full(path))))
+        return bool(self.ask("look for", path, lambda: self.fs.exists(self.full(path))))
 
     def size(self, path: str) -> int:
         """Size of `path` in bytes."""
-        return int(self._ask("read the size of", path, lambda: self.fs.size(self.full(path))))
+        return int(self.ask("read the size of", path, lambda: self.fs.size(self.full(path))))
 
     def files(self, path: str = "") -> list[str]:
         """Relative paths of all files below `path`, sorted; empty when there is none."""
@@ -99,18 +101,32 @@ class Store:
         def find() -> list[str]:
             return list(self.fs.find(self.full(path))) if self.fs.exists(self.full(path)) else []
 
-        return sorted(found[len(self.root) + 1 :] for found in self._ask("list", path, find))
+        return sorted(found[len(self.root) + 1 :] for found in self.ask("list", path, find))
 
     def read(self, path: str) -> bytes:
         """All bytes of `path`."""
-        return bytes(self._ask("read", path, lambda: self.fs.cat_file(self.full(path))))
+        return bytes(self.ask("read", path, lambda: self.fs.cat_file(self.full(path))))
 
-    def read_range(self, path: str, start: int, end: int) -> bytes:
-        """Bytes `start` to `end` of `path`; StorageError when the store gives fewer."""
-        content = bytes(self._ask("read", path, lambda: self.fs.cat_file(self.full(path), start=start, end=end)))
-        if len(content) != end - start:
-            raise StorageError(f"{self.name(path)} gave {len(content)} of the bytes {start} to {end}: it is cut short")
-        return content
+    def size_once(self, path: str) -> int:
+        """Size of `path` in bytes; StorageError as soon as the store fails."""
+        with self._told("read the size of", path):
+            return int(self.fs.size(self.full(path)))
+
+    def read_range(
+        self, path: str, start: int, end: int, again: Callable[[BaseException], None] | None = None
+    ) -> bytes:
+        """Bytes `start` to `end` of `path`; StorageError when the store gives fewer, however often it is asked.
+
+        `again` is told of each failure before the next try, and may end the tries by raising.
+        """
+
+        def read() -> bytes:
+            content = bytes(self.fs.cat_file(self.full(path), start=start, end=end))
+            if len(content) != end - start:
+                raise OSError(f"it gave {len(content)} of the bytes {start} to {end}: it is cut short")
+            return content
+
+        return self.ask("read", path, read, again)
 
     def write(self, path: str, content: bytes) -> None:
         """Write a whole small file, atomically."""
@@ -133,8 +149,8 @@ class Store:
     def _send(self, path: str, content: Path | bytes, send: Callable[[], Any]) -> None:
         """Upload, and compare what arrived with what was sent; StorageError when it differs twice."""
         for _ in range(2):
-            self._ask("write", path, send)
-            if self._ask("compare", path, functools.partial(is_stored, self.fs, self.full(path), content)):
+            self.ask("write", path, send)
+            if self.ask("compare", path, functools.partial(is_stored, self.fs, self.full(path), content)):
                 return
         raise StorageError(
             f"{self.name(path)} does not hold what was sent to it, twice; the network or the store changes data: "
@@ -158,12 +174,12 @@ class Store:
                 self.fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
             return len(found)
 
-        return self._ask("end the unfinished uploads of", "", abort)
+        return self.ask("end the unfinished uploads of", "", abort)
 
     def remove(self, path: str) -> None:
         """Delete a file; nothing happens when it is not there."""
         with contextlib.suppress(DataError):
-            self._ask("delete", path, lambda: self.fs.rm_file(self.full(path)))
+            self.ask("delete", path, lambda: self.fs.rm_file(self.full(path)))
 
 
 @contextlib.contextmanager

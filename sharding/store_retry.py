@@ -27,7 +27,7 @@ _FINAL: Final = (
 )
 _FINAL_NUMBERS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL)
 _FINAL_WORDS: Final = ("NoCredentials", "Unable to locate credentials", "InvalidAccessKeyId", "SignatureDoesNotMatch")
-_SDKS: Final = ("botocore", "aiobotocore", "aiohttp", "asyncio", "fsspec", "gcsfs", "azure", "google")
+_SDKS: Final = ("botocore", "obstore", "aiobotocore", "aiohttp", "asyncio", "fsspec", "gcsfs", "azure", "google")
 
 
 def passes(error: BaseException) -> bool:
@@ -44,12 +44,32 @@ def is_of_a_store(error: BaseException) -> bool:
     return type(error).__module__.split(".")[0] in _SDKS
 
 
-def patiently(operation: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
-    """The result of `operation`, asked again with growing, random waits; its last error when the time is over."""
+def patiently(
+    operation: Callable[[], T],
+    patience_s: float = PATIENCE_S,
+    again: Callable[[BaseException], None] | None = None,
+) -> T:
+    """The result of `operation`, asked again with growing, random waits; its last error when the time is over.
+
+    `again` is told of each failure before the wait; what it raises ends the tries.
+    """
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(_ATTEMPTS) | tenacity.stop_after_delay(patience_s),
         wait=tenacity.wait_exponential_jitter(multiplier=0.3, max=_LONGEST_WAIT_S, jitter=1.0),
         retry=tenacity.retry_if_exception(passes),
+        before_sleep=_tell(again),
         reraise=True,
     )
     return retrying(operation)
+
+
+def _tell(again: Callable[[BaseException], None] | None) -> Callable[[tenacity.RetryCallState], None] | None:
+    if again is None:
+        return None
+
+    def told(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if error is not None:
+            again(error)
+
+    return told

@@ -36,6 +36,8 @@ class Batch:
     """float32 (b, arrays): to be added to the stored numbers of each array, in the manifest's order."""
     labels: Tensor
     """bool (b, labels), in the order of the manifest's vocabulary."""
+    replaced: tuple[int, ...] = ()
+    """Places of samples that are damaged, where another one of the split was given (`on_corrupt: skip`)."""
     wait_s: float = 0.0
     """Time that the consumer waited for this batch."""
     in_use: list["torch.cuda.Event"] = field(default_factory=list, repr=False)
@@ -69,7 +71,8 @@ class Batch:
         return [self._slice(slice(i * size, (i + 1) * size)) for i in range(num)]
 
     def _slice(self, part: slice) -> "Batch":
-        return replace(self._map(lambda tensor: tensor[part]), keys=self.keys[part])
+        replaced = tuple(place - part.start for place in self.replaced if part.start <= place < part.stop)
+        return replace(self._map(lambda tensor: tensor[part]), keys=self.keys[part], replaced=replaced)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(

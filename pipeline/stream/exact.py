@@ -13,15 +13,21 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, Self
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self, get_args
 
 import numpy as np
 
 from pipeline.stream.batch import Batch
+from pipeline.stream.fetching import Client, Fetcher, open_store
+from pipeline.stream.holding import Source
+from pipeline.stream.instruments import Instruments, Meter
+from pipeline.stream.local_files import LocalFiles
 from pipeline.stream.order import RUN_BYTES, Order, OrderedSamples, OrderSettings, check_world_size
-from pipeline.stream.reader import SampleReader
+from pipeline.stream.reader import OnCorrupt, SampleReader
 from pipeline.stream.ring import BatchIterator, BatchRing, Job
-from pipeline.stream.run_cache import open_store
+from pipeline.stream.run_cache import Cache, FetchedRuns
+from pipeline.stream.table import SampleTable
 from sharding.bands import RIDERS
 from sharding.dataset import read_manifest
 from sharding.errors import ConfigError
@@ -59,16 +65,27 @@ class StreamConfig:
     """Shuffle window of a node: more mixes better, and takes that much memory when the data is remote."""
     cache_gib: float = 2.0
     """Memory of this rank for runs fetched from an object store; unused for local data."""
+    cache_dir: str = ""
+    """Folder on a local disk where the ranks of a node share what they fetch; empty: each keeps it in memory."""
+    cache_dir_gib: float = 100.0
+    """Size that `cache_dir` may have, over all data sets."""
+    client: Client = "fsspec"
+    """What talks to an object store: fsspec (s3fs, gcsfs, adlfs), or obstore, which takes less CPU."""
     verify_checksums: bool = True
     """Check the CRC-32C of every payload."""
+    on_corrupt: OnCorrupt = "raise"
+    """When a sample stays damaged: `raise` stops; `skip` puts another one in its place, counted and reported."""
 
     def __post_init__(self) -> None:
         for name in ("global_batch", "threads", "slots"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("window_gib", "cache_gib"):
+        for name in ("window_gib", "cache_gib", "cache_dir_gib"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name, kind in (("client", Client), ("on_corrupt", OnCorrupt)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"{name} is '{getattr(self, name)}'; it is one of {', '.join(get_args(kind))}")
 
 
 class ExactStream(ABC):
@@ -88,7 +105,7 @@ class ExactStream(ABC):
         """Samples of the split: the length of an epoch."""
         settings = OrderSettings.choose(
             self._shard_sizes,
-            sum(shard.num_bytes for shard in shards) / max(self.num_samples, 1),
+            _sample_bytes(manifest, config.split),
             config.global_batch,
             config.seed,
             config.window_gib,
@@ -165,8 +182,8 @@ class ExactStream(ABC):
 
 
 def _endless_jobs(order: Order, rank: int, world_size: int, seen: int) -> Iterator[Job]:
-    while True:
-        yield Job(seen // order.settings.global_batch, order.slice_at(seen, rank, world_size))
+    for samples in order.slices_from(seen, rank, world_size):
+        yield Job(seen // order.settings.global_batch, samples)
         seen += order.settings.global_batch
 
 
@@ -180,13 +197,7 @@ class Stream(ExactStream):
     def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(config, rank, world_size, read_image_manifest(config.url))
         self._iterator: weakref.ref[_StreamIterator] | None = None
-        self._reader = SampleReader(
-            open_store(config.url),
-            self.manifest,
-            config.split,
-            verify=config.verify_checksums,
-            cache_gib=config.cache_gib,
-        )
+        self._reader = open_reader(config, self.manifest)
         try:
             self._refuse_small_cache()
         except ConfigError:
@@ -198,17 +209,18 @@ class Stream(ExactStream):
         self._halt()
         if not self._reader_finalizer.alive:
             raise ConfigError("the stream is closed; open a new one")
-        self._reader.set_run_samples(self.order.settings.run_samples)
+        source = self._reader.source
+        if isinstance(source, FetchedRuns):
+            source.set_run_samples(self.order.settings.run_samples)
         batch_size = self.config.global_batch // self.world_size
         ring = BatchRing(self._reader, self._jobs(), batch_size, self.config.threads, self.config.slots)
         iterator = _StreamIterator(self, ring)
         self._iterator = weakref.ref(iterator)
         return iterator
 
-    @property
-    def num_requests(self) -> int:
-        """Ranges asked of an object store so far; 0 for local data."""
-        return self._reader.num_requests
+    def instruments(self) -> Instruments:
+        """What was read, fetched and waited for since the stream was opened."""
+        return self._reader.meter.read()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; see `ExactStream`."""
@@ -227,9 +239,10 @@ class Stream(ExactStream):
         self._iterator = None
 
     def _refuse_small_cache(self) -> None:
-        settings = self.order.settings
-        streams = min(-(-settings.num_streams // self.world_size) + 1, settings.num_streams)
-        self._reader.refuse_small_cache(streams, settings.window + 2 * settings.run_samples)
+        source, settings = self._reader.source, self.order.settings
+        if isinstance(source, FetchedRuns):
+            streams = min(-(-settings.num_streams // self.world_size) + 1, settings.num_streams)
+            source.refuse_small_cache(streams, settings.window + 2 * settings.run_samples)
 
 
 class _StreamIterator(BatchIterator):
@@ -257,6 +270,9 @@ def evaluation_batches(
     threads: int = 2,
     slots: int = 3,
     cache_gib: float = 2.0,
+    cache_dir: str = "",
+    cache_dir_gib: float = 100.0,
+    client: Client = "fsspec",
     verify_checksums: bool = True,
 ) -> "EvaluationBatches":
     """Each sample of a split exactly once over all ranks, in the order of the index; the last batch may be short.
@@ -272,6 +288,9 @@ def evaluation_batches(
             threads=threads,
             slots=slots,
             cache_gib=cache_gib,
+            cache_dir=cache_dir,
+            cache_dir_gib=cache_dir_gib,
+            client=client,
             verify_checksums=verify_checksums,
         ),
         rank,
@@ -291,20 +310,41 @@ class EvaluationBatches(BatchIterator):
     def __init__(self, config: StreamConfig, rank: int, world_size: int) -> None:
         check_world_size(config.global_batch, rank, world_size)
         self.manifest = read_image_manifest(config.url)
-        self._reader = SampleReader(
-            open_store(config.url),
-            self.manifest,
-            config.split,
-            verify=config.verify_checksums,
-            cache_gib=config.cache_gib,
-        )
-        self.num_samples = self._reader.num_samples
+        self._reader = open_reader(config, self.manifest)
+        self.num_samples = len(self._reader.table)
         """Samples of the split, over all ranks."""
-        self._reader.set_run_samples(round(RUN_BYTES / max(self._reader.sample_bytes, 1.0)) or 1)
+        if isinstance(source := self._reader.source, FetchedRuns):
+            source.set_run_samples(round(RUN_BYTES / max(_sample_bytes(self.manifest, config.split), 1.0)) or 1)
         batch_size = config.global_batch // world_size
         jobs = _evaluation_jobs(self.num_samples, batch_size, rank, world_size)
         ring = BatchRing(self._reader, jobs, batch_size, config.threads, config.slots)
         super().__init__(ring, self._reader.close)
+
+
+def open_reader(config: StreamConfig, manifest: Manifest) -> SampleReader:
+    """What reads the samples of the split: in place from this machine, else through a cache in memory or on disk."""
+    store, meter = open_store(config.url), Meter()
+    table = SampleTable(store, manifest, config.split)
+    data = store
+    source: Source
+    if data.is_local:
+        source = LocalFiles(data, table.files)
+    else:
+        cache: Cache | None = None
+        if config.cache_dir:
+            from pipeline.stream.node_cache import NodeCache
+
+            cache = NodeCache(Path(config.cache_dir), manifest.fingerprint, int(config.cache_dir_gib * 2**30))
+        fetcher = Fetcher(data, meter, config.client)
+        sample_bytes = _sample_bytes(manifest, config.split)
+        source = FetchedRuns(table, sample_bytes, fetcher, int(config.cache_gib * 2**30), cache)
+    return SampleReader(table, source, meter, verify=config.verify_checksums, on_corrupt=config.on_corrupt)
+
+
+def _sample_bytes(manifest: Manifest, split: str) -> float:
+    """Mean size of a sample in its shard."""
+    shards = manifest.shards_of(split)
+    return sum(shard.num_bytes for shard in shards) / max(sum(shard.samples for shard in shards), 1)
 
 
 def _evaluation_jobs(num_samples: int, batch_size: int, rank: int, world_size: int) -> Iterator[Job]:

@@ -1,308 +1,217 @@
-"""Random access to samples: payloads go from the shard straight into a batch's slot, checked and decoded.
+"""Random access to samples: payloads go from where they lie straight into a batch's slot, checked and decoded."""
 
-Local shards are read in place, all arrays of a sample with one system call. Other stores are asked for whole runs of
-samples, which stay in memory while they are in use.
-"""
-
-import os
-import resource
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
-import google_crc32c
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from pipeline.stream.order import RUN_BYTES
-from pipeline.stream.run_cache import ByteRange, RunCache, wrong_size
-from pipeline.stream.table import SampleTable
-from sharding.bands import present_bands
-from sharding.codec import CODECS, decode_into
-from sharding.errors import ConfigError, DataError, StorageError
-from sharding.manifest import ArraySpec, Manifest
-from sharding.store import Store
+from pipeline.stream import native
+from pipeline.stream.batch import Batch
+from pipeline.stream.holding import Bytes, Hold, Int64s, Places, Source
+from pipeline.stream.instruments import Meter
+from pipeline.stream.order import FeistelPermutation, OrderedSamples, derive_key
+from pipeline.stream.payload import PayloadReader
+from pipeline.stream.slot import Slot
+from pipeline.stream.table import Records, SampleTable, bits_of
+from sharding.bands import ALL_BANDS
+from sharding.errors import DataError
 
-Slots = dict[str, npt.NDArray[Any]]
-Bytes = npt.NDArray[np.uint8]
-Run = tuple[int, int]
-"""Numbers of a run's first sample and of the first one behind it; all in one shard."""
-OTHER_FILES: Final = 1024
-"""Open files that the rest of the process may need beside the shards."""
-_NONE: Final = CODECS.index("none")
+OnCorrupt = Literal["raise", "skip"]
+MAX_RENEWED: Final = 2
+"""So often a damaged sample is fetched again: a bit may flip on the way."""
+MAX_REPLACED: Final = 100
+"""So many damaged samples of one rank are replaced; more are no accident."""
+
+
+@dataclass(eq=False)
+class Reading:
+    """A batch while it is read."""
+
+    step: int
+    samples: OrderedSamples
+    sample_id: Int64s
+    """As in `samples`, but for those that were replaced."""
+    records: Records
+    hold: Hold
+    slot: Slot
+    status: npt.NDArray[np.int32]
+    file: npt.NDArray[np.int32]
+    """(samples, arrays), as what follows; contiguous, for the native loop."""
+    offset: Int64s
+    length: Int64s
+    checksum: npt.NDArray[np.uint32]
+    codec: npt.NDArray[np.uint32]
+    places: Places | None = None
+    """Where all payloads are, if nothing has to come first."""
+    replaced: list[int] = field(default_factory=list)
+    read_s: float = 0.0
+    decode_s: float = 0.0
 
 
 class SampleReader:
     """Reads samples of one split by number, from any number of threads."""
 
     def __init__(
-        self, store: Store, manifest: Manifest, split: str, *, verify: bool = True, cache_gib: float = 2.0
+        self, table: SampleTable, source: Source, meter: Meter, *, verify: bool = True, on_corrupt: OnCorrupt = "raise"
     ) -> None:
-        self.manifest = manifest
-        self.split = split
-        self._store = store
+        self.table = table
+        self.source = source
+        self.meter = meter
         self._verify = verify
-        self._arrays = manifest.arrays
+        self._on_corrupt = on_corrupt
+        self._payloads = PayloadReader(table, verify)
         self._scratch = threading.local()
-        self._planes: dict[int, list[_Planes]] = {}
-        self._descriptors: list[int] = []
-        self._cache_bytes = int(cache_gib * 2**30)
-        self._cache = None if store.is_local else RunCache(store, self._cache_bytes)
-        self._run_samples = 1
-        try:
-            self.table = SampleTable.load(store, manifest, split, self._cache.map if self._cache else _map)
-            if self._cache is None:
-                self._open_shards()
-        except BaseException:
-            self.close()
-            raise
+        item_bytes = [np.dtype(spec.dtype).itemsize for spec in table.arrays]
+        planes = [len(spec.bands) * spec.height * spec.width for spec in table.arrays]
+        self._item_bytes = np.array(item_bytes, np.int64)
+        self._num_bytes = np.array(planes, np.int64) * self._item_bytes
+        self._band_bits = {spec.name: [ALL_BANDS.index(band) for band in spec.bands] for spec in table.arrays}
+        self._num_replaced = 0
 
-    @property
-    def num_samples(self) -> int:
-        """Samples of the split."""
-        return len(self.table)
+    def begin(self, step: int, samples: OrderedSamples, hold: Hold, slot: Slot) -> Reading:
+        """Look up where the samples' payloads lie."""
+        began = time.perf_counter()
+        records = self.table.records(samples.sample_id)
+        # What the native loop cannot do it passes over.
+        status = np.where(records["simple"], np.int32(native.READ), np.int32(native.LEFT_OUT))
+        reading = Reading(
+            step=step,
+            samples=samples,
+            sample_id=samples.sample_id.copy(),
+            records=records,
+            hold=hold,
+            slot=slot,
+            status=status,
+            file=records["file"].copy(),
+            offset=records["offset"].copy(),
+            length=records["length"].copy(),
+            checksum=records["checksum"].copy(),
+            codec=records["codec"].copy(),
+        )
+        if not self.source.is_remote:
+            reading.places = hold.locate(reading.sample_id, reading.file, reading.offset)
+        self.meter.add(plan_s=time.perf_counter() - began)
+        return reading
 
-    @property
-    def sample_bytes(self) -> float:
-        """Mean size of a sample in its shard, by the manifest."""
-        return sum(shard.num_bytes for shard in self.table.shards) / max(len(self.table), 1)
+    def read(self, reading: Reading, begin: int, end: int) -> None:
+        """Fill the slot's rows [begin, end).
 
-    @property
-    def num_requests(self) -> int:
-        """Ranges asked of an object store so far; 0 for local data."""
-        return self._cache.num_requests if self._cache else 0
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether runs must be acquired before samples are read."""
-        return self._cache is not None
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether enough runs are on their way, or the runs in use fill the cache."""
-        return self._cache is not None and self._cache.is_busy
-
-    def set_run_samples(self, run_samples: int) -> None:
-        """Fetch runs of this many samples, or longer ones where the whole split fits into the cache."""
-        if self.num_samples * self.sample_bytes <= self._cache_bytes:
-            run_samples = max(run_samples, round(RUN_BYTES / max(self.sample_bytes, 1.0)))
-        self._run_samples = run_samples
-
-    def refuse_small_cache(self, num_streams: int, samples_per_stream: int) -> None:
-        """ConfigError when the cache cannot hold so many samples of so many streams, and so would fetch them twice."""
-        wanted = min(num_streams * samples_per_stream, self.num_samples) * self.sample_bytes
-        if self.is_remote and wanted > self._cache_bytes:
-            raise ConfigError(
-                f"{num_streams} streams of this rank need {wanted / 2**30:.2f} GiB of cache for their shuffle windows, "
-                f"cache_gib is {self._cache_bytes / 2**30:.2f}; raise cache_gib, or lower window_gib"
-            )
-
-    def runs_of(self, samples: Iterable[int]) -> set[Run]:
-        """The runs in which samples lie; empty for local data, which needs none."""
-        return {self._run_of(sample) for sample in samples} if self.is_remote else set()
-
-    def acquire(self, runs: Iterable[Run]) -> None:
-        """Start to fetch runs and keep them until `release`."""
-        for run in runs:
-            assert self._cache is not None
-            self._cache.acquire(run, self._range_of(run))
-
-    def release(self, runs: Iterable[Run]) -> None:
-        """Give runs back."""
-        for run in runs:
-            assert self._cache is not None
-            self._cache.release(run)
-
-    def read_into(self, sample: int, slots: Slots) -> None:
-        """Fill `slots` (by array name: bands x height x width) with a sample; absent bands become 0.
-
-        The sample's run must have been acquired. Raises DataError naming shard, key and array when the payload is
-        not what the index says, StorageError when it cannot be read.
+        Raises DataError naming file, key and array when a payload is not what the index says and cannot be replaced,
+        StorageError when it cannot be read.
         """
-        start, end = int(self.table.start[sample]), int(self.table.end[sample])
-        todo = self._todo(sample, slots)
-        if self._cache is not None:
-            run = self._run_of(sample)
-            content = self._cache.get(run)
-            try:
-                self._decode(sample, todo, *self._within(run, content))
-            except DataError:
-                content = self._cache.refetch(run, content)  # a bit may have flipped on the way
-                self._decode(sample, todo, *self._within(run, content))
-        elif self._reads_in_place(sample, todo):
-            self._scatter(sample, todo, start)
+        part = slice(begin, end)
+        status, length = reading.status[part], reading.length[part]
+        counters = np.zeros(native.NUM_COUNTERS, np.int64)
+        if reading.places is not None:
+            descriptor, place = reading.places[0][part], reading.places[1][part]
         else:
-            scratch = self._buffer("span", max(end - start, 0))
-            self._pread(sample, [scratch], start)
-            self._decode(sample, todo, scratch, start)
+            descriptor, place = reading.hold.locate(reading.sample_id[part], reading.file[part], reading.offset[part])
+        native.read_samples(
+            descriptor,
+            place,
+            length,
+            reading.checksum[part],
+            reading.codec[part],
+            reading.slot.address[part],
+            self._num_bytes,
+            self._item_bytes,
+            self._verify,
+            self._buffer(int(length.max(initial=1))),
+            status,
+            counters,
+        )
+        for row in np.flatnonzero(status != native.READ).tolist():
+            self._read_apart(reading, begin + row)
+        read_s = counters[native.READ_NS] * 1e-9
+        check_s, decode_s = counters[native.CHECK_NS] * 1e-9, counters[native.DECODE_NS] * 1e-9
+        reading.read_s += read_s
+        reading.decode_s += check_s + decode_s
+        self.meter.add(bytes_read=int(counters[native.BYTES]), read_s=read_s, check_s=check_s, decode_s=decode_s)
 
-    def close(self) -> None:
-        """Close the shards and end the fetching threads."""
-        if self._cache is not None:
-            self._cache.close()
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
-    def _open_shards(self) -> None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = len(self.table.shards) + OTHER_FILES
-        if soft < wanted:  # often 1,024 by default; a process may raise it up to `hard` by itself
-            limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
-        for shard in self.table.shards:
-            path = self._store.full(shard.path)
-            try:
-                self._descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-            except FileNotFoundError as error:
-                raise DataError(f"shard {path} is missing; fetch or build it again") from error
-            except OSError as error:
-                raise StorageError(f"cannot open shard {path}: {error.strerror}") from error
-            size = os.fstat(self._descriptors[-1]).st_size
-            if size != shard.num_bytes:
-                raise wrong_size(path, size, shard.num_bytes)
-
-    def _run_of(self, sample: int) -> Run:
-        begin, end = self.table.first_sample[(shard := self.table.shard_of(sample)) : shard + 2].tolist()
-        first = sample - (sample - begin) % self._run_samples
-        return first, min(first + self._run_samples, end)
-
-    def _range_of(self, run: Run) -> ByteRange:
-        spec = self.table.shards[self.table.shard_of(run[0])]
-        return ByteRange(spec.path, *self.table.span(*run), spec.num_bytes)
-
-    def _within(self, run: Run, content: bytes) -> tuple[Bytes, int]:
-        return np.frombuffer(content, np.uint8), self._range_of(run).start
-
-    def _todo(self, sample: int, slots: Slots) -> list["_Payload"]:
-        """The sample's payloads in the order of the tar; bands that it lacks are set to 0 here."""
-        presence = int(self.table.presence[sample])
-        planes = self._planes.get(presence)
-        if planes is None:
-            planes = self._planes[presence] = [_Planes.of(spec, presence) for spec in self._arrays]
-        offset, length = self.table.offset[sample].tolist(), self.table.length[sample].tolist()
-        todo = []
-        for place, (spec, part) in enumerate(zip(self._arrays, planes, strict=True)):
-            slot = slots[spec.name]
-            if bool(part.num_stored) != bool(length[place]):
-                raise DataError(f"{self._name(sample, place)} and the index's presence bits disagree; build it again")
-            if part.absent:
-                slot[part.absent] = 0
-            if part.num_stored:
-                todo.append(_Payload(place, offset[place], length[place], slot, part))
-        return sorted(todo, key=lambda payload: payload.offset)
-
-    def _reads_in_place(self, sample: int, todo: list["_Payload"]) -> bool:
-        return all(
-            payload.planes.whole is not None
-            and self.table.codec[sample, payload.place] == _NONE
-            and payload.length == payload.target.nbytes
-            for payload in todo
+    def finish(self, reading: Reading) -> Batch:
+        """The batch, all of whose rows have been read."""
+        records, count = reading.records, len(reading.sample_id)
+        has_band, has_label = bits_of(records["presence"]), bits_of(records["labels"])
+        return Batch(
+            step=reading.step,
+            keys=[key.decode() for key in records["key"].tolist()],
+            sample_id=torch.from_numpy(reading.sample_id),
+            epoch=torch.from_numpy(reading.samples.epoch),
+            position=torch.from_numpy(reading.samples.position),
+            arrays={name: array[:count] for name, array in reading.slot.arrays.items()},
+            present={name: torch.from_numpy(has_band[:, bits]) for name, bits in self._band_bits.items()},
+            radiometric_offset=torch.from_numpy(records["radiometric_offset"].copy()),
+            labels=torch.from_numpy(has_label[:, : self.table.num_labels].copy()),
+            replaced=tuple(sorted(reading.replaced)),
+            in_use=reading.slot.in_use,
         )
 
-    def _scatter(self, sample: int, todo: list["_Payload"], start: int) -> None:
-        """One preadv into all slots; the metadata between payloads goes to a scratch buffer."""
-        targets, position = [], start
-        for payload in todo:
-            if payload.offset > position:
-                targets.append(self._buffer("gap", payload.offset - position))
-            targets.append(payload.target.reshape(-1).view(np.uint8))
-            position = payload.offset + payload.length
-        self._pread(sample, targets, start)
-        for payload in todo:
-            self._check(sample, payload, payload.target.reshape(-1).view(np.uint8))
-
-    def _decode(self, sample: int, todo: list["_Payload"], content: Bytes, start: int) -> None:
-        for payload in todo:
-            stored = content[payload.offset - start : payload.offset - start + payload.length]
-            self._check(sample, payload, stored)
+    def _read_apart(self, reading: Reading, row: int) -> None:
+        """Read a sample that the native loop left: an unusual one, or a damaged one, which is fetched again."""
+        sample, slots = int(reading.sample_id[row]), reading.slot.sample(row)
+        is_damaged = bool(reading.status[row] != native.LEFT_OUT)
+        renewed = 0
+        if is_damaged:
+            self.meter.add(corrupt=1)
+            renewed += reading.hold.renew(sample)
+        while True:
             try:
-                codec = CODECS[self.table.codec[sample, payload.place]]
-                if payload.planes.whole is not None:
-                    decode_into(stored, payload.target, codec)
-                    continue
-                shape = (payload.planes.num_stored, *payload.slot.shape[1:])
-                decoded = np.empty(shape, payload.slot.dtype)
-                decode_into(stored, decoded, codec)
-                payload.slot[payload.planes.stored] = decoded
-            except (DataError, IndexError) as error:
-                raise DataError(f"{self._name(sample, payload.place)} cannot be decoded: {error}") from error
+                self._read_one(reading.records[row], reading.hold, sample, slots)
+                return
+            except DataError as error:
+                self.meter.add(corrupt=0 if is_damaged else 1)
+                is_damaged = True
+                if renewed < MAX_RENEWED and reading.hold.renew(sample):
+                    renewed += 1
+                elif self._on_corrupt == "skip":
+                    self._replace(reading, row, error)
+                    return
+                else:
+                    raise
 
-    def _check(self, sample: int, payload: "_Payload", stored: Bytes) -> None:
-        if self._verify and google_crc32c.value(stored) != self.table.crc32c[sample, payload.place]:
-            raise DataError(
-                f"{self._name(sample, payload.place)} is damaged: its CRC-32C does not match; fetch this shard again, "
-                "python -m sharding.verify tells whether others are damaged too"
-            )
-
-    def _pread(self, sample: int, buffers: list[Any], start: int) -> None:
-        shard = self.table.shard_of(sample)
-        wanted = sum(len(buffer) for buffer in buffers)
-        if not wanted:
+    def _replace(self, reading: Reading, row: int, error: DataError) -> None:
+        """Give another sample of the split, the same one on every run: drawn by the place in the order."""
+        self._num_replaced += 1
+        if self._num_replaced > MAX_REPLACED:
+            raise DataError(f"{MAX_REPLACED} damaged samples were replaced, and the next one is: {error}") from error
+        epoch, position = int(reading.samples.epoch[row]), int(reading.samples.position[row])
+        drawn = FeistelPermutation(len(self.table), derive_key("replace", epoch, position))
+        for attempt in range(min(len(self.table), 10)):
+            sample = int(drawn([attempt])[0])
+            if sample == reading.samples.sample_id[row]:
+                continue
+            ids = np.array([sample])
+            record, hold = self.table.records(ids)[0], self.source.hold(ids)
+            try:
+                self._read_one(record, hold, sample, reading.slot.sample(row))
+            except DataError:
+                continue
+            finally:
+                hold.release()
+            reading.records[row], reading.sample_id[row] = record, sample
+            reading.replaced.append(row)
+            self.meter.add(replaced=1)
             return
-        try:
-            got = os.preadv(self._descriptors[shard], buffers, start)
-        except OSError as error:
-            raise StorageError(f"cannot read shard {self._shard_name(shard)}: {error.strerror}") from error
-        if got != wanted:
-            size, expected = os.fstat(self._descriptors[shard]).st_size, self.table.shards[shard].num_bytes
-            if size != expected:
-                raise wrong_size(self._shard_name(shard), size, expected)
-            raise StorageError(f"shard {self._shard_name(shard)} gave {got} of {wanted} bytes at {start}")
+        raise DataError(f"{error}; ten others that were to take its place are damaged too") from error
 
-    def _buffer(self, purpose: str, size: int) -> Bytes:
-        """A buffer of this thread, used again and again: fresh memory would cost a page fault each 4 KiB."""
-        buffer: Bytes | None = getattr(self._scratch, purpose, None)
+    def _read_one(self, record: Any, hold: Hold, sample: int, slots: dict[str, npt.NDArray[Any]]) -> None:
+        def read_range(file: int, start: int, end: int) -> Bytes:
+            self.meter.add(bytes_read=end - start)
+            return hold.read_range(sample, file, start, end)
+
+        self._payloads.read(record, read_range, slots)
+
+    def _buffer(self, size: int) -> npt.NDArray[np.uint8]:
+        """Memory of this thread, used again and again: fresh memory would cost a page fault each 4 KiB."""
+        buffer: npt.NDArray[np.uint8] | None = getattr(self._scratch, "buffer", None)
         if buffer is None or len(buffer) < size:
-            buffer = np.empty(size * 5 // 4, np.uint8)
-            setattr(self._scratch, purpose, buffer)
-        return buffer[:size]
+            buffer = self._scratch.buffer = np.empty(size * 5 // 4, np.uint8)
+        return buffer
 
-    def _shard_name(self, shard: int) -> str:
-        return self._store.name(self.table.shards[shard].path)
-
-    def _name(self, sample: int, place: int) -> str:
-        key = self.table.key[sample].decode()
-        shard = self._shard_name(self.table.shard_of(sample))
-        return f"array {self._arrays[place].name} of sample {key} in shard {shard}"
-
-
-@dataclass(frozen=True)
-class _Planes:
-    """Where the stored bands of one array go in the slot."""
-
-    num_stored: int
-    stored: list[int]
-    absent: list[int]
-    whole: slice | None
-    """The stored planes when they are neighbours in the slot, so that they can be decoded in place."""
-
-    @classmethod
-    def of(cls, spec: ArraySpec, presence: int) -> "_Planes":
-        names = present_bands(presence, spec.name)
-        unknown = set(names) - set(spec.bands)
-        if unknown:
-            raise DataError(f"a sample has band {min(unknown)}, which its manifest does not know; build it again")
-        stored = [spec.bands.index(band) for band in names]
-        absent = [plane for plane in range(len(spec.bands)) if plane not in stored]
-        neighbours = bool(stored) and stored == list(range(stored[0], stored[0] + len(stored)))
-        return cls(len(stored), stored, absent, slice(stored[0], stored[-1] + 1) if neighbours else None)
-
-
-@dataclass(frozen=True)
-class _Payload:
-    place: int
-    """Number of the array in the manifest."""
-    offset: int
-    length: int
-    slot: npt.NDArray[Any]
-    planes: _Planes
-
-    @property
-    def target(self) -> npt.NDArray[Any]:
-        assert self.planes.whole is not None
-        return self.slot[self.planes.whole]
-
-
-def _map(function: Any, paths: list[str]) -> list[bytes]:
-    return [function(path) for path in paths]
+    def close(self) -> None:
+        """Give back the files, or end the fetching threads."""
+        self.source.close()

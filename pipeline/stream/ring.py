@@ -10,20 +10,20 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from pipeline.stream.batch import Batch
+from pipeline.stream.holding import Hold
 from pipeline.stream.order import OrderedSamples
-from pipeline.stream.reader import Run, SampleReader
+from pipeline.stream.reader import Reading, SampleReader
+from pipeline.stream.slot import Slot
 
-PIECE: Final = 8
-"""Samples that a thread takes at a time: about a millisecond's work."""
+PIECE: Final = 32
+"""Samples that a thread takes at a time: a millisecond or two, in which it does not need the interpreter's lock."""
 MAX_AHEAD: Final = 64
 """Batches whose runs are asked for before there is a slot for them."""
 
@@ -35,25 +35,33 @@ class Job:
     step: int
     samples: OrderedSamples
 
-
-@dataclass
-class _Slot:
-    arrays: dict[str, Tensor]
-    views: dict[str, npt.NDArray[Any]]
-    in_use: list[torch.cuda.Event] = field(default_factory=list)
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return len(self.samples.sample_id)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Fill:
-    """A batch on its way: its slot, how many samples are claimed and done, and what went wrong."""
+    """A batch on its way: what it holds, how many samples are claimed and done, and what went wrong."""
 
     job: Job
-    runs: set[Run]
-    slot: _Slot | None = None
+    hold: Hold | None = None
+    slot: Slot | None = None
+    reading: Reading | None = None
+    is_begun: bool = False
     claimed: int = 0
     missing: int = 0
     batch: Batch | None = None
     error: BaseException | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.error is not None or self.batch is not None
+
+    @property
+    def has_work(self) -> bool:
+        return self.reading is not None and self.error is None and self.claimed < self.job.size
 
 
 class BatchRing:
@@ -64,13 +72,13 @@ class BatchRing:
         self._jobs = jobs
         self._batch_size = batch_size
         self._max_slots = slots + 1  # one more is in the consumer's hands
-        self._free: deque[_Slot] = deque()
+        self._free: deque[Slot] = deque()
         self._num_slots = 0
         self._ahead: deque[_Fill] = deque()
         """Jobs whose runs are being fetched, but which have no slot yet."""
         self._fills: deque[_Fill] = deque()
         """Jobs with a slot, in order; those at the front may be ready."""
-        self._given: _Slot | None = None
+        self._given: Slot | None = None
         self._ended = False
         self._stopped = False
         self._failed = False
@@ -100,7 +108,9 @@ class BatchRing:
             self._fills.popleft()
             self._given = fill.slot
         assert fill.batch is not None
-        return replace(fill.batch, wait_s=time.perf_counter() - began)
+        wait_s = time.perf_counter() - began
+        self._account(fill, wait_s)
+        return replace(fill.batch, wait_s=wait_s)
 
     def close(self) -> None:
         """End the threads and give everything back; batches handed out stay valid."""
@@ -113,7 +123,8 @@ class BatchRing:
             thread.join()
         self._threads = []
         for fill in (*self._ahead, *self._fills):
-            self._reader.release(fill.runs)
+            if fill.hold is not None:
+                fill.hold.release()
         self._ahead.clear()
         self._fills.clear()
         self._free.clear()
@@ -121,7 +132,24 @@ class BatchRing:
     def _is_ready(self) -> bool:
         if self._stopped or (self._ended and not self._fills and not self._ahead):
             return True
-        return bool(self._fills) and (self._fills[0].error is not None or self._fills[0].missing == 0)
+        return bool(self._fills) and self._fills[0].is_ready
+
+    def _account(self, fill: _Fill, wait_s: float) -> None:
+        """Say what the consumer has waited for: first for the network, for the rest as the readers' time was spent."""
+        reading = fill.reading
+        assert reading is not None
+        fetch_s = min(reading.hold.waited_s, wait_s)
+        rest_s, busy_s = wait_s - fetch_s, reading.read_s + reading.decode_s
+        read_s = rest_s * reading.read_s / busy_s if busy_s else 0.0
+        decode_s = rest_s - read_s if busy_s else 0.0
+        self._reader.meter.add(
+            samples=fill.job.size,
+            wait_s=wait_s,
+            wait_fetch_s=fetch_s,
+            wait_read_s=read_s,
+            wait_decode_s=decode_s,
+            wait_other_s=wait_s - fetch_s - read_s - decode_s,
+        )
 
     def _work(self) -> None:
         if self._gpu is not None:
@@ -129,97 +157,107 @@ class BatchRing:
         while (piece := self._claim()) is not None:
             fill, begin, end = piece
             error: BaseException | None = None
+            batch: Batch | None = None
             try:
-                assert fill.slot is not None
-                for place in range(begin, end):
-                    views = {name: view[place] for name, view in fill.slot.views.items()}
-                    self._reader.read_into(int(fill.job.samples.sample_id[place]), views)
+                if end == 0:
+                    self._begin(fill)
+                else:
+                    assert fill.reading is not None
+                    self._reader.read(fill.reading, begin, end)
             except BaseException as raised:  # the consumer raises it
                 error = raised
             with self._changed:
-                self._finish(fill, end - begin, error)
+                fill.missing -= end - begin
+                is_last = end > 0 and fill.missing == 0
+            if is_last and error is None and fill.error is None:
+                assert fill.reading is not None
+                try:
+                    batch = self._reader.finish(fill.reading)
+                except BaseException as raised:
+                    error = raised
+            self._finish(fill, batch, is_last, error)
 
     def _claim(self) -> tuple[_Fill, int, int] | None:
-        """Some samples to read; waits while there is nothing to do, None when there never will be."""
+        """Some samples to read, or (0, 0): a batch to begin; waits while there is nothing to do, None at the end."""
         with self._changed:
             while not self._stopped:
                 try:
-                    fill = self._unclaimed()
+                    work = self._next_work()
                 except BaseException as error:  # in the order or in the table: the consumer raises it
-                    self._fills.append(_Fill(Job(0, _NO_SAMPLES), set(), error=error))
+                    self._fills.append(_Fill(Job(0, _NO_SAMPLES), error=error))
                     self._failed = True
                     self._changed.notify_all()
                     return None
-                if fill is not None:
-                    begin = fill.claimed
-                    fill.claimed = min(begin + PIECE, len(fill.job.samples.sample_id))
-                    return fill, begin, fill.claimed
-                if self._failed or (self._ended and not self._ahead):
+                if work is not None:
+                    return work
+                if self._failed or (self._ended and not self._ahead and not any(not f.is_ready for f in self._fills)):
                     return None
                 self._changed.wait()
             return None
 
-    def _unclaimed(self) -> _Fill | None:
-        """The batch whose samples are to be read next, or None when all slots are taken or all is read."""
-        if self._fills and self._fills[-1].claimed < len(self._fills[-1].job.samples.sample_id):
-            return self._fills[-1]
+    def _next_work(self) -> tuple[_Fill, int, int] | None:
+        """The earliest samples that nobody has claimed, or the next batch to begin; None when there is no room."""
+        for fill in self._fills:
+            if fill.error is not None:
+                return None  # what comes before it is still read, what comes after it nobody wants
+            if fill.has_work:
+                begin = fill.claimed
+                fill.claimed = min(begin + PIECE, fill.job.size)
+                return fill, begin, fill.claimed
+            if not fill.is_begun:
+                fill.is_begun = True
+                return fill, 0, 0
         if self._failed:
             return None
         self._look_ahead()
         if not self._ahead or (not self._free and self._num_slots == self._max_slots):
             return None
         fill = self._ahead.popleft()
-        fill.slot = self._take_slot()
-        samples = fill.job.samples
-        fill.missing = len(samples.sample_id)
-        fill.batch = _batch(self._reader, fill.job, fill.slot)
+        fill.missing = fill.job.size
+        fill.slot = self._free.popleft() if self._free else None  # the one whose copies to the device are oldest
+        self._num_slots += fill.slot is None
+        fill.is_begun = True
         self._fills.append(fill)
-        self._changed.notify_all()
-        return fill
+        return fill, 0, 0
 
     def _look_ahead(self) -> None:
         """Have the next job at hand and, for remote data, enough runs on their way for all connections."""
+        source = self._reader.source
         while not self._ended:
-            if self._ahead and (not self._reader.is_remote or len(self._ahead) >= MAX_AHEAD or self._reader.is_busy):
+            if self._ahead and (not source.is_remote or len(self._ahead) >= MAX_AHEAD or source.is_busy):
                 return
             job = next(self._jobs, None)
             if job is None:
                 self._ended = True
                 self._changed.notify_all()
                 return
-            runs = self._reader.runs_of(job.samples.sample_id.tolist())
-            self._reader.acquire(runs)
-            self._ahead.append(_Fill(job, runs))
+            self._ahead.append(_Fill(job, source.hold(job.samples.sample_id)))
 
-    def _finish(self, fill: _Fill, count: int, error: BaseException | None) -> None:
-        fill.missing -= count
-        if error is not None and fill.error is None:
-            fill.error = error
-            self._failed = True
-        if fill.missing == 0:
-            self._reader.release(fill.runs)
-            fill.runs = set()
-        if fill.missing == 0 or error is not None:
+    def _begin(self, fill: _Fill) -> None:
+        """Give a batch its slot, and look up where its samples lie."""
+        if fill.slot is None:
+            fill.slot = Slot.empty(self._reader.table.arrays, self._batch_size, pin=self._gpu is not None)
+        began = time.perf_counter()
+        for event in fill.slot.in_use:  # a copy to the device may still read the slot
+            event.synchronize()
+        fill.slot.in_use.clear()
+        self._reader.meter.add(copy_s=time.perf_counter() - began)
+        assert fill.hold is not None
+        fill.reading = self._reader.begin(fill.job.step, fill.job.samples, fill.hold, fill.slot)
+
+    def _finish(self, fill: _Fill, batch: Batch | None, is_last: bool, error: BaseException | None) -> None:
+        with self._changed:
+            if error is not None and fill.error is None:
+                fill.error = error
+                self._failed = True
+            if batch is not None:
+                fill.batch = batch
+            if fill.job.size == 0 and fill.reading is not None and batch is None and error is None:
+                fill.batch = self._reader.finish(fill.reading)
+                is_last = True
             self._changed.notify_all()
-
-    def _take_slot(self) -> _Slot:
-        if self._free:
-            slot = self._free.popleft()  # the one whose copies to the device are oldest
-            for event in slot.in_use:  # a copy to the device may still read the slot
-                event.synchronize()
-            slot.in_use.clear()
-            return slot
-        self._num_slots += 1
-        pin = self._gpu is not None
-        arrays = {
-            spec.name: torch.empty(
-                (self._batch_size, len(spec.bands), spec.height, spec.width),
-                dtype=getattr(torch, spec.dtype),
-                pin_memory=pin,
-            )
-            for spec in self._reader.manifest.arrays
-        }
-        return _Slot(arrays, {name: array.numpy() for name, array in arrays.items()})
+        if is_last and fill.hold is not None:
+            fill.hold.release()
 
 
 class BatchIterator:
@@ -268,23 +306,6 @@ def _close_in_order(ring: BatchRing, close_too: Callable[[], None]) -> None:
 
 
 _NO_SAMPLES: Final = OrderedSamples(*(np.empty(0, np.int64) for _ in range(3)))
-
-
-def _batch(reader: SampleReader, job: Job, slot: _Slot) -> Batch:
-    ids = job.samples.sample_id
-    table = reader.table
-    return Batch(
-        step=job.step,
-        keys=table.keys_of(ids),
-        sample_id=torch.from_numpy(ids),
-        epoch=torch.from_numpy(job.samples.epoch),
-        position=torch.from_numpy(job.samples.position),
-        arrays={name: array[: len(ids)] for name, array in slot.arrays.items()},
-        present={spec.name: torch.from_numpy(table.present(ids, spec.bands)) for spec in reader.manifest.arrays},
-        radiometric_offset=torch.from_numpy(table.radiometric_offset[ids]),
-        labels=torch.from_numpy(table.labels[ids]),
-        in_use=slot.in_use,
-    )
 
 
 def _current_gpu() -> int | None:

@@ -1,177 +1,312 @@
-"""Byte ranges fetched from an object store, each once while it is in use, many at a time, within a memory bound."""
+"""Runs of samples fetched from an object store, each once while it is in use, many at a time, within a bound.
 
+A run is in memory, or with a node cache in a file that the ranks of the node share. What is held by a batch stays;
+in memory, other runs go when room is needed, longest unused first.
+"""
+
+import os
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+import numpy as np
+import numpy.typing as npt
 
-from sharding.dataset import split_version
-from sharding.errors import DataError, StorageError
-from sharding.store import Store
+from pipeline.stream.byte_range import ByteRange
+from pipeline.stream.holding import Bytes, Hold, Int64s, Source
+from pipeline.stream.native import IN_MEMORY
+from pipeline.stream.order import RUN_BYTES
+from pipeline.stream.table import SampleTable
+from sharding.errors import ConfigError, DataError
 
 FETCHES_IN_FLIGHT: Final = 16
 """At 30 ms to the first byte and 10 MB a range, 16 fill a 25 Gbit/s link."""
-ATTEMPTS: Final = 6
-"""Tries for one range; with the waits below they last about half a minute."""
+Run = tuple[int, int]
+"""Numbers of a run's first sample and of the first one behind it; all in one shard."""
+
+
+class Fetch(Protocol):
+    """Asks a store for a range."""
+
+    def __call__(self, wanted: ByteRange) -> bytes:
+        """All bytes of the range, or an error."""
+
+
+class Brought(Protocol):
+    """A range that was brought: an open file at whose start it is, or bytes."""
+
+    descriptor: int | None
+    content: bytes | None
+
+    def close(self) -> None:
+        """Give it back."""
+
+
+class Cache(Protocol):
+    """Where fetched ranges are kept for other ranks and later (`pipeline.stream.node_cache`)."""
+
+    def bring(self, wanted: ByteRange, fetch: Callable[[], bytes]) -> Brought:
+        """The range, fetched unless it is there."""
+
+    def discard(self, wanted: ByteRange) -> None:
+        """It is damaged."""
+
+
+@dataclass
+class InMemory:
+    """A range that this process has fetched for itself."""
+
+    content: bytes | None
+    descriptor: int | None = None
+
+    def close(self) -> None:
+        """Let go of the bytes."""
+        self.content = None
 
 
 @dataclass(frozen=True)
-class ByteRange:
-    """Bytes [start, end) of the file `path`, whose whole size is `file_bytes`."""
+class _Piece:
+    wanted: ByteRange
+    file: int
+    brought: Brought
+    address: int
 
-    path: str
-    start: int
-    end: int
-    file_bytes: int
+    @classmethod
+    def of(cls, wanted: ByteRange, file: int, brought: Brought) -> "_Piece":
+        content = brought.content
+        address = 0 if content is None else int(np.frombuffer(content, np.uint8).ctypes.data)
+        return cls(wanted, file, brought, address)
 
-
-def open_store(url: str) -> Store:
-    """The store at `url`, with as many connections as we use (botocore's pool has 10 by default)."""
-    store = Store(split_version(url)[0])
-    if "s3" in store.fs.protocol:
-        options = dict(store.fs.storage_options)
-        options["config_kwargs"] = {"max_pool_connections": 4 * FETCHES_IN_FLIGHT} | options.get("config_kwargs", {})
-        store.fs = type(store.fs)(**options)
-    return store
-
-
-def fetch(store: Store, wanted: ByteRange, max_wait_s: float = 10.0) -> bytes:
-    """The bytes of a range; tries again, with random waits, while the store fails.
-
-    Raises DataError naming the file when it is missing or shorter than `file_bytes`, StorageError when the store
-    kept failing.
-    """
-    retrying = Retrying(
-        retry=retry_if_exception_type(StorageError),
-        stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_random_exponential(multiplier=0.5, max=max_wait_s),
-        before_sleep=lambda _: _check_size(store, wanted),
-        reraise=True,
-    )
-    try:
-        return retrying(store.read_range, wanted.path, wanted.start, wanted.end)
-    except StorageError as error:
-        raise StorageError(f"{error}; gave up after {ATTEMPTS} tries, check the store and start again") from error
-    except OSError as error:
-        raise StorageError(f"cannot read {store.name(wanted.path)}: {error.strerror}") from error
-
-
-def _check_size(store: Store, wanted: ByteRange) -> None:
-    try:
-        size = store.size(wanted.path)
-    except StorageError:
-        return  # the next try tells
-    if size != wanted.file_bytes:
-        raise wrong_size(store.name(wanted.path), size, wanted.file_bytes)
-
-
-def wrong_size(name: str, found: int, expected: int) -> DataError:
-    """The error for a shard that is not as long as the manifest says."""
-    return DataError(
-        f"shard {name} holds {found} bytes, its manifest says {expected}; fetch or build it again, "
-        "python -m sharding.verify tells whether others are damaged too"
-    )
-
-
-class RunCache:
-    """Fetched ranges by key. Ranges that somebody has acquired stay; others go, longest unused first.
-
-    Memory stays below `max_bytes` unless what is acquired at one time needs more.
-    """
-
-    def __init__(self, store: Store, max_bytes: int) -> None:
-        self._store = store
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(FETCHES_IN_FLIGHT, thread_name_prefix="fetch")
-        self.num_requests = 0
-        """Ranges asked of the store so far, without repeated tries."""
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether all connections have work, or the ranges in use fill the memory."""
-        with self._lock:
-            pending = sum(not entry.future.done() for entry in self._entries.values())
-            acquired = sum(entry.num_bytes for entry in self._entries.values() if entry.users)
-        return pending >= FETCHES_IN_FLIGHT or acquired >= self._max_bytes
-
-    def acquire(self, key: Hashable, wanted: ByteRange) -> None:
-        """Start to fetch a range unless it is there, and keep it until `release`."""
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None or entry.failed:
-                users = entry.users if entry else 0
-                entry = _Entry(self._submit(wanted), wanted, users)
-                if key not in self._entries:
-                    self._bytes += entry.num_bytes
-                self._entries[key] = entry
-            entry.users += 1
-            self._entries.move_to_end(key)
-            self._evict()
-
-    def release(self, key: Hashable) -> None:
-        """Undo one `acquire`."""
-        with self._lock:
-            self._entries[key].users -= 1
-            self._evict()
-
-    def get(self, key: Hashable) -> bytes:
-        """The bytes of an acquired range; waits for them. Raises what the fetch raised."""
-        with self._lock:
-            future = self._entries[key].future
-        return future.result()
-
-    def refetch(self, key: Hashable, bad: bytes) -> bytes:
-        """The bytes of an acquired range, fetched again unless another thread has replaced `bad` already."""
-        with self._lock:
-            entry = self._entries[key]
-            if entry.future.done() and entry.future.result() is bad:
-                entry.future = self._submit(entry.wanted)
-            future = entry.future
-        return future.result()
-
-    def map(self, function: Callable[[str], bytes], paths: list[str]) -> list[bytes]:
-        """`function` of each path, as many at a time as there may be fetches."""
-        return list(self._pool.map(function, paths))
-
-    def close(self) -> None:
-        """Fetch nothing more and end the threads."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        with self._lock:
-            self._entries.clear()
-            self._bytes = 0
-
-    def _submit(self, wanted: ByteRange) -> "Future[bytes]":
-        self.num_requests += 1
-        return self._pool.submit(fetch, self._store, wanted)
-
-    def _evict(self) -> None:
-        if self._bytes <= self._max_bytes:
-            return
-        for key in [key for key, entry in self._entries.items() if not entry.users]:
-            entry = self._entries.pop(key)
-            entry.future.cancel()
-            self._bytes -= entry.num_bytes
-            if self._bytes <= self._max_bytes:
-                return
+    def read(self, start: int, end: int) -> Bytes:
+        if self.brought.content is not None:
+            part = memoryview(self.brought.content)[start - self.wanted.start : end - self.wanted.start]
+            return np.frombuffer(part, np.uint8)
+        assert self.brought.descriptor is not None
+        content = os.pread(self.brought.descriptor, end - start, start - self.wanted.start)
+        if len(content) != end - start:
+            raise DataError(f"the cached copy of {self.wanted.path} ends too early")
+        return np.frombuffer(content, np.uint8)
 
 
 @dataclass
 class _Entry:
-    future: "Future[bytes]"
-    wanted: ByteRange
-    users: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.wanted.end - self.wanted.start
+    future: "Future[tuple[_Piece, ...]]"
+    num_bytes: int
+    users: int = 0
+    replaced: list["Future[tuple[_Piece, ...]]"] = field(default_factory=list)
+    """Damaged copies that other threads may still look at."""
 
     @property
     def failed(self) -> bool:
         return self.future.cancelled() or (self.future.done() and self.future.exception() is not None)
+
+    def close(self) -> None:
+        for future in (self.future, *self.replaced):
+            if not future.cancel():
+                future.add_done_callback(_close_pieces)
+
+
+class FetchedRuns(Source):
+    """The runs of a split that lies in an object store."""
+
+    is_remote = True
+
+    def __init__(
+        self, table: SampleTable, sample_bytes: float, fetch: Fetch, max_bytes: int, cache: Cache | None = None
+    ) -> None:
+        self._table = table
+        self._sample_bytes = sample_bytes
+        self._fetch = fetch
+        self._max_bytes = max_bytes
+        self._cache = cache
+        self._run_samples = 1
+        self._bytes = 0
+        self._entries: OrderedDict[Run, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(FETCHES_IN_FLIGHT, thread_name_prefix="fetch")
+        self._file_numbers = {file.path: number for number, file in enumerate(table.files)}
+        self._closed = False
+
+    def set_run_samples(self, run_samples: int) -> None:
+        """Fetch runs of this many samples, or longer ones where the whole split fits into memory."""
+        if self._cache is None and len(self._table) * self._sample_bytes <= self._max_bytes:
+            run_samples = max(run_samples, round(RUN_BYTES / max(self._sample_bytes, 1.0)))
+        self._run_samples = run_samples
+
+    def refuse_small_cache(self, num_streams: int, samples_per_stream: int) -> None:
+        """ConfigError when memory cannot hold so many samples of so many streams, which so would be fetched twice."""
+        wanted = min(num_streams * samples_per_stream, len(self._table)) * self._sample_bytes
+        if self._cache is None and wanted > self._max_bytes:
+            raise ConfigError(
+                f"{num_streams} streams of this rank need {wanted / 2**30:.2f} GiB of cache for their shuffle windows, "
+                f"cache_gib is {self._max_bytes / 2**30:.2f}; raise cache_gib, lower window_gib, or give cache_dir, "
+                "a folder on a local disk"
+            )
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether all connections have work, or the runs in use fill the memory."""
+        with self._lock:
+            pending = sum(not entry.future.done() for entry in self._entries.values())
+            acquired = sum(entry.num_bytes for entry in self._entries.values() if entry.users)
+        return pending >= 2 * FETCHES_IN_FLIGHT or acquired >= self._max_bytes
+
+    def hold(self, samples: Int64s) -> "RunHold":
+        """Begin to fetch the runs of `samples` that are not there."""
+        runs = self.runs_of(samples)
+        for run in set(runs):
+            self._acquire(run)
+        return RunHold(self, dict(zip(samples.tolist(), runs, strict=True)))
+
+    def runs_of(self, samples: Int64s) -> list[Run]:
+        """The run of each sample."""
+        shards = self._table.shards_holding(samples)
+        begin, end = self._table.first_sample[shards], self._table.first_sample[shards + 1]
+        first = samples - (samples - begin) % self._run_samples
+        return list(zip(first.tolist(), np.minimum(first + self._run_samples, end).tolist(), strict=True))
+
+    def pieces(self, run: Run) -> tuple["Future[tuple[_Piece, ...]]", tuple[_Piece, ...]]:
+        """What was brought of a run that is held, and by what; waits for it. Raises what fetching raised."""
+        with self._lock:
+            future = self._entries[run].future
+        return future, future.result()
+
+    def renew(self, run: Run, damaged: "Future[tuple[_Piece, ...]]") -> None:
+        """Fetch a held run again, unless another thread has begun to."""
+        with self._lock:
+            entry = self._entries[run]
+            if entry.future is not damaged:
+                return
+            entry.replaced.append(damaged)
+            if self._cache is not None:
+                for piece in damaged.result():
+                    self._cache.discard(piece.wanted)
+            entry.future = self._pool.submit(self._bring, run)
+
+    def release(self, run: Run) -> None:
+        """Undo one hold."""
+        with self._lock:
+            if self._closed:
+                return
+            entry = self._entries[run]
+            entry.users -= 1
+            if not entry.users and self._cache is not None:
+                self._drop(run)
+            self._evict()
+
+    def close(self) -> None:
+        """Fetch nothing more, end the threads, let go of everything."""
+        with self._lock:
+            self._closed = True
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            for run in list(self._entries):
+                self._drop(run)
+
+    def _acquire(self, run: Run) -> None:
+        with self._lock:
+            entry = self._entries.get(run)
+            if entry is None or entry.failed:
+                users = entry.users if entry else 0
+                if entry:
+                    self._drop(run)
+                num_bytes = int((run[1] - run[0]) * self._sample_bytes)
+                entry = self._entries[run] = _Entry(self._pool.submit(self._bring, run), num_bytes, users)
+                self._bytes += num_bytes
+            entry.users += 1
+            self._entries.move_to_end(run)
+            self._evict()
+
+    def _bring(self, run: Run) -> tuple[_Piece, ...]:
+        pieces: list[_Piece] = []
+        try:
+            for wanted in self._table.ranges(*run):
+                brought: Brought
+                if self._cache is None:
+                    brought = InMemory(self._fetch(wanted))
+                else:
+                    brought = self._cache.bring(wanted, lambda wanted=wanted: self._fetch(wanted))  # type: ignore[misc]
+                pieces.append(_Piece.of(wanted, self._file_numbers[wanted.path], brought))
+        except BaseException:
+            for piece in pieces:
+                piece.brought.close()
+            raise
+        return tuple(pieces)
+
+    def _evict(self) -> None:
+        if self._bytes <= self._max_bytes:
+            return
+        for run in [run for run, entry in self._entries.items() if not entry.users]:
+            self._drop(run)
+            if self._bytes <= self._max_bytes:
+                return
+
+    def _drop(self, run: Run) -> None:
+        entry = self._entries.pop(run)
+        self._bytes -= entry.num_bytes
+        entry.close()
+
+
+class RunHold(Hold):
+    """The runs of one batch."""
+
+    def __init__(self, source: FetchedRuns, runs: dict[int, Run]) -> None:
+        self._source = source
+        self._runs = runs
+        self._held = set(runs.values())
+        self._used: dict[Run, Future[tuple[_Piece, ...]]] = {}
+
+    def locate(
+        self, samples: Int64s, files: npt.NDArray[np.int32], offsets: Int64s
+    ) -> tuple[npt.NDArray[np.int32], Int64s]:
+        """Places are offsets in a cached file, or addresses."""
+        descriptors = np.full(files.shape, IN_MEMORY, np.int32)
+        places = offsets.copy()
+        rows: dict[Run, list[int]] = {}
+        for row, sample in enumerate(samples.tolist()):
+            rows.setdefault(self._runs[sample], []).append(row)
+        for run, here in rows.items():
+            for piece in self._pieces(run):
+                part = offsets[here]
+                inside = (files[here] == piece.file) & (part >= piece.wanted.start) & (part < piece.wanted.end)
+                base = piece.address - piece.wanted.start
+                places[here] = np.where(inside, part + base, places[here])
+                if piece.brought.descriptor is not None:
+                    descriptors[here] = np.where(inside, piece.brought.descriptor, descriptors[here])
+        return descriptors, places
+
+    def read_range(self, sample: int, file: int, start: int, end: int) -> Bytes:
+        """From the run that the sample lies in."""
+        for piece in self._pieces(self._runs[sample]):
+            if piece.file == file and piece.wanted.start <= start and end <= piece.wanted.end:
+                return piece.read(start, end)
+        raise AssertionError(f"sample {sample} does not lie in its run")
+
+    def renew(self, sample: int) -> bool:
+        """Fetch the sample's run again."""
+        run = self._runs[sample]
+        self._source.renew(run, self._used[run])
+        return True
+
+    def release(self) -> None:
+        """The runs may go."""
+        held, self._held = self._held, set()
+        for run in held:
+            self._source.release(run)
+
+    def _pieces(self, run: Run) -> tuple[_Piece, ...]:
+        began = time.perf_counter()
+        future, pieces = self._source.pieces(run)
+        self.waited_s = max(self.waited_s, time.perf_counter() - began)
+        self._used[run] = future
+        return pieces
+
+
+def _close_pieces(future: "Future[Any]") -> None:
+    if not future.cancelled() and future.exception() is None:
+        for piece in future.result():
+            piece.brought.close()

@@ -24,8 +24,8 @@ from zarr.storage import MemoryStore
 
 from pipeline.stream.batch import Batch
 from pipeline.stream.exact import ExactStream, StreamConfig, read_image_manifest
+from pipeline.stream.fetching import open_store
 from pipeline.stream.ring import Job
-from pipeline.stream.run_cache import open_store
 from sharding.errors import ConfigError, DataError, StorageError
 from sharding.manifest import ShardSpec
 

@@ -214,8 +214,9 @@ def test_a_data_set_without_manifest_is_none(made):
 def payload_offset(made, sample, array):
     with open_stream(made) as stream:
         table = stream._reader.table
-        shard = table.shards[table.shard_of(sample)]
-        return made.root / shard.path, int(table.offset[sample, array]) + 5, table.keys_of(np.array([sample]))[0]
+        record = table.records(np.array([sample]))[0]
+        path = made.root / table.files[record["file"][array]].path
+        return path, int(record["offset"][array]) + 5, record["key"].decode()
 
 
 @pytest.mark.parametrize("codec", ["none", "lz4"])
@@ -275,15 +276,15 @@ def test_a_missing_shard_is_named(made):
 def test_a_damaged_index_is_named(made):
     path = made.root / made.manifest.shards[0].index_path
     damage(path, 300)
-    with pytest.raises(DataError, match=f"{path.name} is damaged"):
-        open_stream(made)
+    with open_stream(made) as stream, pytest.raises(DataError, match=f"{path.name} is damaged"):
+        take(stream, 4)
 
 
 def test_an_index_of_another_shard_is_named(made):
     first, second = (made.root / made.manifest.shards[n].index_path for n in (0, 1))
     first.write_bytes(second.read_bytes())
-    with pytest.raises(DataError, match=f"{first.name} is not the index"):
-        open_stream(made)
+    with open_stream(made) as stream, pytest.raises(DataError, match=f"{first.name} is not the index"):
+        take(stream, 4)
 
 
 def test_a_changed_manifest_is_refused(made):
@@ -297,7 +298,7 @@ def test_any_exception_of_a_thread_reaches_the_consumer(made, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError("in a thread")
 
-    monkeypatch.setattr(SampleReader, "read_into", fail)
+    monkeypatch.setattr(SampleReader, "read", fail)
     with open_stream(made) as stream, pytest.raises(ZeroDivisionError, match="in a thread"):
         next(iter(stream))
     assert reader_threads() == []
@@ -305,7 +306,7 @@ def test_any_exception_of_a_thread_reaches_the_consumer(made, monkeypatch):
 
 def test_an_exception_in_the_order_reaches_the_consumer(made, monkeypatch):
     with open_stream(made) as stream:
-        monkeypatch.setattr(stream.order, "slice_at", lambda *_: 1 // 0)
+        monkeypatch.setattr(stream.order, "_positions", lambda *_: 1 // 0)
         with pytest.raises(ZeroDivisionError):
             next(iter(stream))
     assert reader_threads() == []

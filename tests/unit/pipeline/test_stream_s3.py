@@ -4,13 +4,17 @@ import threading
 from itertools import islice
 
 import fsspec
+import numpy as np
 import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from pipeline import run_cache
+from pipeline.stream.byte_range import ByteRange
 from pipeline.stream.exact import Stream, StreamConfig, evaluation_batches
-from pipeline.stream.run_cache import ByteRange, RunCache, open_store
+from pipeline.stream.fetching import Fetcher, open_store
+from pipeline.stream.instruments import Meter
+from pipeline.stream.run_cache import FETCHES_IN_FLIGHT, FetchedRuns
+from pipeline.stream.table import SampleTable
 from pipeline.stream.webdataset_reader import WebDatasetStream
 from sharding.errors import ConfigError, DataError, StorageError
 from sharding.store import Store
@@ -59,12 +63,13 @@ def memory(made):
     fsspec.filesystem("memory").pseudo_dirs[:] = [""]
 
 
-def test_batches_from_s3_equal_those_from_disk(bucket, tmp_path):
+@pytest.mark.parametrize("client", ["fsspec", "obstore"])
+def test_batches_from_s3_equal_those_from_disk(bucket, tmp_path, client):
     made = make(tmp_path / "pairs", subset_every=3)
     url = upload(made, bucket)
     with Stream(StreamConfig(url=made.url, global_batch=12)) as local:
         expected = take(local, 5)
-    with Stream(StreamConfig(url=url, global_batch=12)) as remote:
+    with Stream(StreamConfig(url=url, global_batch=12, client=client)) as remote:
         for mine, other in zip(expected, take(remote, 5), strict=True):
             assert_equal(mine, other)
     with WebDatasetStream(StreamConfig(url=url, global_batch=12)) as oracle:
@@ -75,7 +80,7 @@ def test_batches_from_s3_equal_those_from_disk(bucket, tmp_path):
 
 
 def test_the_connection_pool_is_large_enough(bucket):
-    assert open_store(bucket).fs.config_kwargs["max_pool_connections"] >= run_cache.FETCHES_IN_FLIGHT
+    assert open_store(bucket).fs.config_kwargs["max_pool_connections"] >= FETCHES_IN_FLIGHT
 
 
 def test_an_epoch_asks_for_runs_not_for_samples(tmp_path):
@@ -86,14 +91,14 @@ def test_an_epoch_asks_for_runs_not_for_samples(tmp_path):
         assert stream.order.settings.run_samples == 4
         take(stream, 4 * 64)
         runs = 4 * 256 / 4
-        assert 0.7 * runs <= stream.num_requests <= 1.2 * runs
+        assert 0.7 * runs <= stream.instruments().requests <= 1.2 * runs
     fsspec.filesystem("memory").rm("many", recursive=True)
 
 
 def test_a_split_that_fits_into_the_cache_is_fetched_once(memory, monkeypatch):
     ranges = []
     real = Store.read_range
-    monkeypatch.setattr(Store, "read_range", lambda *a: ranges.append(a[1:]) or real(*a))
+    monkeypatch.setattr(Store, "read_range", lambda *a: ranges.append(a[1:4]) or real(*a))
     with Stream(StreamConfig(url=memory, global_batch=4)) as stream:
         take(stream, 25)
     assert len(ranges) == 3  # a shard is less than 10 MB
@@ -109,8 +114,8 @@ def test_a_bit_flipped_on_the_way_is_fetched_again(memory, made, monkeypatch):
         expected = take(local, 1)[0]
     real, flipped = Store.read_range, []
 
-    def flaky(self, path, start, end):
-        content = bytearray(real(self, path, start, end))
+    def flaky(self, path, start, end, again):
+        content = bytearray(real(self, path, start, end, again))
         if not flipped:
             flipped.append(path)
             content[3] ^= 1
@@ -119,7 +124,8 @@ def test_a_bit_flipped_on_the_way_is_fetched_again(memory, made, monkeypatch):
     monkeypatch.setattr(Store, "read_range", flaky)
     with Stream(StreamConfig(url=memory, global_batch=20)) as stream:
         assert_equal(take(stream, 1)[0], expected)
-        assert stream.num_requests == 4
+        assert stream.instruments().requests == 4
+        assert stream.instruments().corrupt >= 1
 
 
 def test_a_bit_flipped_in_the_store_is_named(memory, made):
@@ -127,7 +133,7 @@ def test_a_bit_flipped_in_the_store_is_named(memory, made):
     path = f"/pairs/{made.manifest.shards[1].path}"
     content = bytearray(fs.cat_file(path))
     with Stream(StreamConfig(url=memory, global_batch=20)) as stream:
-        offset = int(stream._reader.table.offset[9, 1])
+        offset = int(stream._reader.table.records(np.array([9]))["offset"][0, 1])
     content[offset + 20] ^= 4
     fs.pipe_file(path, bytes(content))
     with (
@@ -159,68 +165,92 @@ def test_a_cut_shard_is_named(memory, made):
 
 
 class Flaky:
-    """A store that fails some times, and says where it was called."""
+    """In place of a file system: some calls fail first."""
 
-    def __init__(self, failures: int) -> None:
-        self.failures = failures
-        self.calls = 0
+    def __init__(self, store: Store, failures: int) -> None:
+        self.real, self.failures, self.calls = store.fs, failures, 0
 
-    def name(self, path):
-        return f"flaky/{path}"
-
-    def size(self, path):
-        return 10
-
-    def read_range(self, path, start, end):
+    def cat_file(self, path, start=None, end=None):
         self.calls += 1
         if self.calls <= self.failures:
-            raise StorageError(f"cannot read flaky/{path}: SlowDown")
-        return bytes(range(start, end))
+            raise TimeoutError("SlowDown")
+        return self.real.cat_file(path, start=start, end=end)
+
+    def size(self, path):
+        return self.real.size(path)
 
 
-def test_a_failing_store_is_asked_again():
-    store = Flaky(3)
-    assert run_cache.fetch(store, ByteRange("a", 2, 5, 10), max_wait_s=0) == b"\x02\x03\x04"
-    assert store.calls == 4
+def flaky_store(url: str, failures: int) -> Store:
+    store = Store(url)
+    store.fs = Flaky(store, failures)
+    return store
 
 
-def test_a_store_that_keeps_failing_is_given_up():
-    store = Flaky(1000)
-    with pytest.raises(StorageError, match="flaky/a: SlowDown; gave up after 6 tries"):
-        run_cache.fetch(store, ByteRange("a", 2, 5, 10), max_wait_s=0)
-    assert store.calls == run_cache.ATTEMPTS
+@pytest.fixture
+def no_waiting(monkeypatch):
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
 
 
-def test_cache_fetches_a_range_once_while_it_is_used_and_forgets_the_oldest():
-    store = Flaky(0)
-    cache = RunCache(store, 6)
-    wanted = {key: ByteRange("a", key, key + 3, 10) for key in (0, 3, 6)}
-    for key in (0, 0, 3):
-        cache.acquire(key, wanted[key])
-        assert cache.get(key) == bytes(range(key, key + 3))
-    cache.acquire(6, wanted[6])  # more than fits, but all are in use
-    assert [cache.get(key)[0] for key in (0, 3, 6)] == [0, 3, 6]
-    assert cache.num_requests == store.calls == 3
-    for key in (0, 0, 3):
-        cache.release(key)
-    cache.acquire(3, wanted[3])  # the oldest free range was 0
-    assert cache.num_requests == 3
-    cache.acquire(0, wanted[0])
-    cache.get(0)
-    assert cache.num_requests == 4
-    cache.close()
+def test_a_failing_store_is_asked_again_and_the_tries_are_counted(memory, made, no_waiting):
+    shard, meter = made.manifest.shards[0], Meter()
+    store = flaky_store(memory, 3)
+    content = Fetcher(store, meter)(ByteRange(shard.path, 2, 5, shard.num_bytes))
+    assert content == (made.root / shard.path).read_bytes()[2:5]
+    assert store.fs.calls == 4
+    assert (meter.read().retries, meter.read().requests, meter.read().bytes_fetched) == (3, 1, 3)
 
 
-def test_cache_fetches_many_ranges_at_a_time():
-    barrier = threading.Barrier(run_cache.FETCHES_IN_FLIGHT, timeout=20)
+def test_a_store_that_keeps_failing_is_given_up(memory, made, no_waiting):
+    shard = made.manifest.shards[0]
+    store = flaky_store(memory, 1000)
+    with pytest.raises(StorageError, match=f"{shard.path}: SlowDown; given up"):
+        Fetcher(store, Meter())(ByteRange(shard.path, 2, 5, shard.num_bytes))
+    assert store.fs.calls < 20
 
-    class Together(Flaky):
-        def read_range(self, path, start, end):
-            barrier.wait()
-            return super().read_range(path, start, end)
 
-    cache = RunCache(Together(0), 1 << 20)
-    for key in range(run_cache.FETCHES_IN_FLIGHT):
-        cache.acquire(key, ByteRange("a", key, key + 1, 100))
-    assert [cache.get(key)[0] for key in range(run_cache.FETCHES_IN_FLIGHT)] == list(range(16))
-    cache.close()
+class Fetched:
+    """Counts what is asked for."""
+
+    def __init__(self, root, before=lambda: None) -> None:
+        self.root, self.before, self.asked = root, before, []
+
+    def __call__(self, wanted: ByteRange) -> bytes:
+        self.before()
+        self.asked.append(wanted)
+        return (self.root / wanted.path).read_bytes()[wanted.start : wanted.end]
+
+
+def runs_of(made, fetch, max_bytes) -> FetchedRuns:
+    source = FetchedRuns(SampleTable(Store(made.url), made.manifest, "train"), 1000.0, fetch, max_bytes)
+    return source
+
+
+def test_a_run_is_fetched_once_while_it_is_used_and_the_oldest_is_forgotten(made):
+    fetch = Fetched(made.root)
+    source = runs_of(made, fetch, 2000)  # two runs of one sample
+    holds = [source.hold(np.array([sample])) for sample in (0, 0, 3)]
+    third = source.hold(np.array([6]))  # more than fits, but all are in use
+    for hold, sample in zip((*holds, third), (0, 0, 3, 6), strict=True):
+        offset = int(source._table.records(np.array([sample]))["offset"][0, 0])
+        file = int(source._table.records(np.array([sample]))["file"][0, 0])
+        path = source._table.files[file].path
+        part = hold.read_range(sample, file, offset, offset + 4).tobytes()
+        assert part == (made.root / path).read_bytes()[offset : offset + 4]
+    assert len(fetch.asked) == 3
+    for hold in holds:
+        hold.release()
+    source.hold(np.array([3]))  # the oldest free one was 0
+    assert len(fetch.asked) == 3
+    hold = source.hold(np.array([0]))
+    hold.locate(np.array([0]), np.zeros((1, 1), np.int32), np.zeros((1, 1), np.int64))
+    assert len(fetch.asked) == 4
+    source.close()
+
+
+def test_many_runs_are_fetched_at_a_time(made):
+    barrier = threading.Barrier(FETCHES_IN_FLIGHT, timeout=20)
+    source = runs_of(made, Fetched(made.root, barrier.wait), 1 << 20)
+    samples = np.arange(FETCHES_IN_FLIGHT)
+    shape = (FETCHES_IN_FLIGHT, 1)
+    source.hold(samples).locate(samples, np.zeros(shape, np.int32), np.zeros(shape, np.int64))
+    source.close()

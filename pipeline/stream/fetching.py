@@ -1,0 +1,72 @@
+"""Ranges asked of an object store: patiently, counted, and given up soon where asking again cannot help."""
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from pipeline.stream.byte_range import ByteRange, wrong_size
+from pipeline.stream.instruments import Meter
+from sharding.dataset import split_version
+from sharding.errors import StorageError
+from sharding.store import Store
+
+Client = Literal["fsspec", "obstore"]
+ReadRange = Callable[[str, int, int, Callable[[BaseException], None]], bytes]
+CONNECTIONS = 64
+"""botocore's pool has 10 by default, which holds 16 requests up."""
+
+
+def open_store(url: str) -> Store:
+    """The store at `url`, with as many connections as we use."""
+    store = Store(split_version(url)[0])
+    if "s3" in store.fs.protocol:
+        options = dict(store.fs.storage_options)
+        options["config_kwargs"] = {"max_pool_connections": CONNECTIONS} | options.get("config_kwargs", {})
+        store.fs = type(store.fs)(**options)
+    return store
+
+
+class Fetcher:
+    """Asks one store for ranges; usable from any thread."""
+
+    def __init__(self, store: Store, meter: Meter, client: Client = "fsspec") -> None:
+        self._store = store
+        self._meter = meter
+        self._read = _reader(store, client)
+
+    def __call__(self, wanted: ByteRange) -> bytes:
+        """The bytes of a range; asked again, with growing random waits, while the store fails in ways that pass.
+
+        Raises DataError naming the file when it is missing or not `file_bytes` long, StorageError when the store
+        kept failing.
+        """
+        began = time.perf_counter()
+
+        def again(error: BaseException) -> None:
+            self._meter.add(retries=1)
+            self._refuse_other_size(wanted)
+
+        try:
+            content = self._read(wanted.path, wanted.start, wanted.end, again)
+        except StorageError as error:
+            raise StorageError(f"{error}; given up, check the store and start again") from error
+        except OSError as error:
+            raise StorageError(f"cannot read {self._store.name(wanted.path)}: {error.strerror}") from error
+        self._meter.add(requests=1, bytes_fetched=len(content), fetch_s=time.perf_counter() - began)
+        return content
+
+    def _refuse_other_size(self, wanted: ByteRange) -> None:
+        try:
+            size = self._store.size_once(wanted.path)
+        except StorageError:
+            return  # the next try tells
+        if size != wanted.file_bytes:
+            raise wrong_size(self._store.name(wanted.path), size, wanted.file_bytes)
+
+
+def _reader(store: Store, client: Client) -> ReadRange:
+    if client == "fsspec":
+        return store.read_range
+    from pipeline.stream.obstore_ranges import ObstoreRanges
+
+    return ObstoreRanges(store)
