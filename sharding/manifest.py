@@ -54,8 +54,21 @@ class ArraySpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartSpec:
+    """A file of a shard that was indexed as it lies."""
+
+    path: str
+    """Relative to the manifest's `data_url`."""
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardSpec:
-    """One tar, its index, and what is known of its samples; paths are relative to the manifest."""
+    """One tar, its index, and what is known of its samples; paths are relative to the manifest.
+
+    A shard that `sharding.index` has indexed as it lies has `parts`: then `path` is that of the first, `num_bytes` the
+    size of all, and `sha256` is empty, for nobody has read all of their bytes.
+    """
 
     path: str
     split: str
@@ -71,12 +84,24 @@ class ShardSpec:
     """JSON lines, one a sample in the order of the index: labels, place, dates, attributes."""
     metadata_bytes: int
     metadata_sha256: str
+    parts: tuple[PartSpec, ...] = ()
+    """The files of a shard that lies as others wrote it, in the order of the index's field `file`."""
+
+    def __post_init__(self) -> None:
+        # JSON has lists of objects only.
+        parts = tuple(part if isinstance(part, PartSpec) else PartSpec(**part) for part in self.parts)
+        object.__setattr__(self, "parts", parts)
+
+    @property
+    def data_files(self) -> tuple[PartSpec, ...]:
+        """The files that hold the samples, by the index's field `file`: the parts, or the tar alone."""
+        return self.parts or (PartSpec(path=self.path, num_bytes=self.num_bytes),)
 
     @property
     def files(self) -> tuple[tuple[str, int, str], ...]:
         """Path, size and SHA-256 of each of its files."""
         return (
-            (self.path, self.num_bytes, self.sha256),
+            *((part.path, part.num_bytes, self.sha256) for part in self.data_files),
             (self.index_path, self.index_bytes, self.index_sha256),
             (self.metadata_path, self.metadata_bytes, self.metadata_sha256),
         )
@@ -133,6 +158,9 @@ class Manifest:
     """Name of the selection; empty: everything."""
     selection: dict[str, Any] = field(default_factory=dict)
     """What the samples of a subset were chosen by."""
+    data_url: str = ""
+    """Where the files of shards lie that were indexed as they lie: a URL, or a path relative to the manifest's folder.
+    It is no part of the fingerprint: an archive that was moved is the same archive."""
     schema: str = SCHEMA
     fingerprint: str = field(default="")
 
@@ -164,17 +192,29 @@ class Manifest:
 
 def compute_fingerprint(manifest: Manifest) -> str:
     """SHA-256 (hex) over the manifest without its fingerprint."""
-    content = asdict(manifest)
+    content = _content(manifest)
     del content["fingerprint"]
+    content.pop("data_url", None)
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`, with the splits spelled out for human readers."""
-    content = asdict(manifest)
+    content = _content(manifest)
     content["fingerprint"] = compute_fingerprint(manifest)
     content["splits"] = manifest.splits
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _content(manifest: Manifest) -> dict[str, Any]:
+    """All fields; those of indexed archives only where they say something, so that older programs read the rest."""
+    content = asdict(manifest)
+    if not manifest.data_url:
+        del content["data_url"]
+    for shard in content["shards"]:
+        if not shard["parts"]:
+            del shard["parts"]
+    return content
 
 
 def parse_manifest(content: bytes, name: str) -> Manifest:
@@ -198,6 +238,7 @@ def parse_manifest(content: bytes, name: str) -> Manifest:
                 for split, bands in raw["statistics"].items()
             },
             sources=tuple(SourceSpec(**{**s, "levels": tuple(s["levels"])}) for s in raw["sources"]),
+            data_url=str(raw.get("data_url", "")),
             **{name: raw[name] for name in _PLAIN},
         )
     except (KeyError, TypeError) as error:

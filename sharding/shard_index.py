@@ -4,8 +4,9 @@ Layout of `index/NAME.idx`, all little-endian:
 
     magic `FUSMAEIX` · u32 version · u32 length of header · header (JSON, padded with spaces) · records · u32 CRC-32C
 
-The header names the arrays, the label vocabulary's size and the width of keys; the records are one numpy structured
-array (`record_dtype`); the CRC covers everything before it.
+The header names the arrays, their samples' number and the width of keys; the records are one numpy structured array
+(`record_dtype`); the CRC covers everything before it. Version 1 is of shards that `sharding.build` wrote; version 2 of
+shards that `sharding.index` has indexed as they lie, and its header says what the payloads' checksums are.
 """
 
 import json
@@ -20,13 +21,17 @@ from sharding.errors import DataError
 
 MAGIC: Final = b"FUSMAEIX"
 VERSION: Final = 1
+FOREIGN_VERSION: Final = 2
+"""Of the index of a shard that lies as others wrote it: several files, and chunks that may hold several samples."""
+CHECKSUMS: Final = ("crc32c", "crc32", "none")
+"""What the field `crc32c` of an index may hold: CRC-32C, zip's CRC-32, or nothing that is known."""
 _ALIGNMENT: Final = 64
 _CHECKSUM: Final = 4
 
 Records = npt.NDArray[np.void]
 
 
-def record_dtype(num_arrays: int, key_bytes: int) -> np.dtype[Any]:
+def record_dtype(num_arrays: int, key_bytes: int, version: int = VERSION) -> np.dtype[Any]:
     """The structured type of one sample's record.
 
     `presence` has a bit for each band (`sharding.bands.ALL_BANDS`), `labels` a bit for each word of the manifest's
@@ -34,6 +39,10 @@ def record_dtype(num_arrays: int, key_bytes: int) -> np.dtype[Any]:
     `KEY.zarr.zip` in the tar. For each array: the payload's offset in the tar, its stored length (0: absent), its
     codec (number in `sharding.codec.CODECS`), its CRC-32C, and `radiometric_offset`, to be added to the stored
     numbers before anything else (Sentinel-2 baseline 04.00: -1000).
+
+    In version 2 a payload also has `file`, the number of its file among the shard's parts, and `skip`, how many bytes
+    of the decoded chunk come before the sample's; `codec` is a number of `sharding.foreign_codec`, `crc32c` what the
+    header says, over the whole stored chunk; `member_offset` and `member_length` are 0.
     """
     payload = [
         ("offset", "<u8"),
@@ -42,6 +51,8 @@ def record_dtype(num_arrays: int, key_bytes: int) -> np.dtype[Any]:
         ("codec", "<u4"),
         ("radiometric_offset", "<f4"),
     ]
+    if version == FOREIGN_VERSION:
+        payload += [("file", "<u4"), ("skip", "<u8")]
     return np.dtype(
         [
             ("key", f"S{key_bytes}"),
@@ -64,6 +75,9 @@ class ShardIndex:
     """Names of the arrays, in the order of `records["arrays"]`."""
     records: Records
     """`record_dtype` of shape (samples,)."""
+    version: int = VERSION
+    checksum: str = CHECKSUMS[0]
+    """What the payloads' `crc32c` is, in version 2; CRC-32C always in version 1."""
 
     @property
     def keys(self) -> list[str]:
@@ -73,19 +87,21 @@ class ShardIndex:
 
 def dump_index(index: ShardIndex) -> bytes:
     """The bytes of an index file."""
-    header = json.dumps(
-        {
-            "arrays": list(index.arrays),
-            "key_bytes": index.records.dtype["key"].itemsize,
-            "samples": len(index.records),
-        },
-        sort_keys=True,
-    ).encode()
+    described: dict[str, Any] = {
+        "arrays": list(index.arrays),
+        "key_bytes": index.records.dtype["key"].itemsize,
+        "samples": len(index.records),
+    }
+    assert index.records.dtype == record_dtype(len(index.arrays), described["key_bytes"], index.version)
+    assert index.checksum in CHECKSUMS[: 1 if index.version == VERSION else None]
+    if index.version == FOREIGN_VERSION:
+        described["checksum"] = index.checksum
+    header = json.dumps(described, sort_keys=True).encode()
     prefix = len(MAGIC) + 8
     header += b" " * (-(prefix + len(header)) % _ALIGNMENT)
     body: bytes = (
         MAGIC
-        + VERSION.to_bytes(4, "little")
+        + index.version.to_bytes(4, "little")
         + len(header).to_bytes(4, "little")
         + header
         + np.ascontiguousarray(index.records).tobytes()
@@ -103,18 +119,24 @@ def parse_index(content: bytes, name: str) -> ShardIndex:
         raise DataError(f"{name} is damaged: its CRC-32C does not match; {repair}")
     start = len(MAGIC) + 8
     version = int.from_bytes(content[len(MAGIC) : len(MAGIC) + 4], "little")
-    if version != VERSION:
-        raise DataError(f"{name} has index version {version}, this program reads {VERSION}; update the program")
+    if version not in (VERSION, FOREIGN_VERSION):
+        raise DataError(
+            f"{name} has index version {version}, this program reads {VERSION} and {FOREIGN_VERSION}; "
+            "update the program"
+        )
     end = start + int.from_bytes(content[len(MAGIC) + 4 : start], "little")
     try:
         header = json.loads(content[start:end])
         names, key_bytes, samples = tuple(header["arrays"]), header["key_bytes"], header["samples"]
         if not isinstance(header["arrays"], list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"arrays are {header['arrays']!r:.40}")
-        dtype = record_dtype(len(names), key_bytes)
+        checksum = header["checksum"] if version == FOREIGN_VERSION else CHECKSUMS[0]
+        if checksum not in CHECKSUMS:
+            raise ValueError(f"checksum is {checksum!r:.40}")
+        dtype = record_dtype(len(names), key_bytes, version)
         if end + samples * dtype.itemsize + _CHECKSUM != len(content):
             raise ValueError(f"{samples} records of {dtype.itemsize} bytes in {len(content) - end}")
         records = np.frombuffer(content, dtype, count=samples, offset=end)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{name} has a header that says something else than the file ({error}); {repair}") from error
-    return ShardIndex(arrays=names, records=records)
+    return ShardIndex(arrays=names, records=records, version=version, checksum=checksum)

@@ -11,7 +11,7 @@ number of ranks or threads. The state is the number of samples seen; to resume c
 
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, get_args
@@ -31,6 +31,7 @@ from pipeline.stream.table import SampleTable
 from sharding.bands import RIDERS
 from sharding.dataset import read_manifest
 from sharding.errors import ConfigError
+from sharding.foreign_store import data_url
 from sharding.manifest import Manifest
 
 __all__ = ["Batch", "ExactStream", "Stream", "StreamConfig", "evaluation_batches"]
@@ -212,6 +213,7 @@ class Stream(ExactStream):
         source = self._reader.source
         if isinstance(source, FetchedRuns):
             source.set_run_samples(self.order.settings.run_samples)
+            source.foresee(_foresight(weakref.ref(self)))
         batch_size = self.config.global_batch // self.world_size
         ring = BatchRing(self._reader, self._jobs(), batch_size, self.config.threads, self.config.slots)
         iterator = _StreamIterator(self, ring)
@@ -324,21 +326,32 @@ class EvaluationBatches(BatchIterator):
 def open_reader(config: StreamConfig, manifest: Manifest) -> SampleReader:
     """What reads the samples of the split: in place from this machine, else through a cache in memory or on disk."""
     store, meter = open_store(config.url), Meter()
-    table = SampleTable(store, manifest, config.split)
-    data = store
+    data = open_store(data_url(store.url, manifest)) if manifest.data_url else store
+    table = SampleTable(store, manifest, config.split, data=data)
     source: Source
     if data.is_local:
         source = LocalFiles(data, table.files)
     else:
         cache: Cache | None = None
+        cache_bytes = int(config.cache_dir_gib * 2**30)
         if config.cache_dir:
             from pipeline.stream.node_cache import NodeCache
 
-            cache = NodeCache(Path(config.cache_dir), manifest.fingerprint, int(config.cache_dir_gib * 2**30))
+            cache = NodeCache(Path(config.cache_dir), manifest.fingerprint, cache_bytes)
         fetcher = Fetcher(data, meter, config.client)
         sample_bytes = _sample_bytes(manifest, config.split)
-        source = FetchedRuns(table, sample_bytes, fetcher, int(config.cache_gib * 2**30), cache)
+        source = FetchedRuns(table, sample_bytes, fetcher, int(config.cache_gib * 2**30), cache, cache_bytes, meter)
     return SampleReader(table, source, meter, verify=config.verify_checksums, on_corrupt=config.on_corrupt)
+
+
+def _foresight(stream: "weakref.ref[Stream]") -> Callable[[int], int]:
+    """How far ahead a sample's run is needed by the stream; the cache must not keep the stream alive."""
+
+    def next_use(sample: int) -> int:
+        alive = stream()
+        return 0 if alive is None else alive.order.next_use(sample, alive.samples_seen)
+
+    return next_use
 
 
 def _sample_bytes(manifest: Manifest, split: str) -> float:

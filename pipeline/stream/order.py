@@ -11,7 +11,7 @@ the global batches do not depend on the number of ranks.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 import numpy as np
@@ -210,7 +210,9 @@ class EpochOrder:
         self._streams = settings.num_streams
         self._window = settings.window
         self._key = np.uint64(derive_key(key, "window"))
-        permuted = FeistelPermutation(len(runs.start), derive_key(key, "runs"))(np.arange(len(runs.start)))
+        self._runs = runs
+        self._permutation = FeistelPermutation(len(runs.start), derive_key(key, "runs"))
+        permuted = self._permutation(np.arange(len(runs.start)))
         self._run_start = runs.start[permuted]
         self._run_end_place = np.cumsum(runs.length[permuted])
         self._run_place = self._run_end_place - runs.length[permuted]
@@ -232,6 +234,31 @@ class EpochOrder:
         run = np.searchsorted(self._run_end_place, shuffled, side="right")
         ids: Int64s = self._run_start[run] + shuffled - self._run_place[run]
         return ids
+
+    @cached_property
+    def spans_of_runs(self) -> tuple[Int64s, Int64s]:
+        """By run, in the order of the shards: the first position that it can be needed at, and the last one.
+
+        Samples move within the windows of a stream, so a run is used within the windows that it touches.
+        """
+        number = np.empty(len(self._runs.start), np.int64)
+        number[self._permutation(np.arange(len(number)))] = np.arange(len(number))
+        begin, end = self._run_place[number], self._run_end_place[number] - 1
+        stream = np.searchsorted(self._stream_start, np.stack([begin, end]), side="right") - 1
+        depth = np.stack([begin, end]) - self._stream_start[stream]
+        first = np.maximum(depth[0] - self._window, 0) * self._streams + stream[0]
+        last = (depth.max(axis=0) + self._window) * self._streams + stream[1]
+        # Where a cut between two streams falls inside, the run ends one and begins the other, or more.
+        is_cut = stream[0] != stream[1]
+        first[is_cut] = np.minimum(first[is_cut], stream[0][is_cut] + 1)
+        last[is_cut] = np.maximum(last[is_cut], int(self._stream_length.max()) * self._streams)
+        return first, last
+
+    def span_of_run(self, first_sample: int) -> tuple[int, int]:
+        """The first position at which the run that holds a sample can be needed, and the last one."""
+        run = int(np.searchsorted(self._runs.start, first_sample, side="right")) - 1
+        first, last = self.spans_of_runs
+        return int(first[run]), int(last[run])
 
     def sorted_positions(self, begin: int, end: int, low: int, high: int) -> Int64s:
         """Places `low` to `high` of the positions [begin, end) sorted by (stream, place); O(C + high - low)."""
@@ -295,6 +322,15 @@ class Order:
             yield from self._slices(starts, rank, world_size)
             samples_seen = starts.stop
             ahead = min(2 * ahead, most)
+
+    def next_use(self, first_sample: int, samples_seen: int) -> int:
+        """How many samples of all ranks are given before the run that holds a sample may be needed; 0: now."""
+        epoch, position = divmod(samples_seen, self.num_samples)
+        begin, end = self.epoch_order(epoch).span_of_run(first_sample)
+        if position <= end:
+            return max(begin - position, 0)
+        begin, _ = self.epoch_order(epoch + 1).span_of_run(first_sample)
+        return self.num_samples - position + begin
 
     def _slices(self, starts: range, rank: int, world_size: int) -> list[OrderedSamples]:
         per_rank = self.settings.global_batch // world_size

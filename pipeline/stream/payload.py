@@ -9,11 +9,12 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.stream.table import CHECKSUMS, SampleTable
+from pipeline.stream.table import SampleTable
 from sharding.bands import ALL_BANDS
 from sharding.codec import CODECS, decode_into
 from sharding.errors import DataError
 from sharding.manifest import ArraySpec
+from sharding.shard_index import CHECKSUMS
 
 Slots = dict[str, npt.NDArray[Any]]
 Bytes = npt.NDArray[np.uint8]

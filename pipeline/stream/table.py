@@ -19,7 +19,7 @@ from sharding.bands import ALL_BANDS, RIDERS
 from sharding.codec import CODECS
 from sharding.errors import DataError
 from sharding.manifest import Manifest, ShardSpec
-from sharding.shard_index import ShardIndex, parse_index
+from sharding.shard_index import CHECKSUMS, FOREIGN_VERSION, ShardIndex, parse_index
 from sharding.store import Store
 
 Int64s = npt.NDArray[np.int64]
@@ -29,7 +29,6 @@ KEY_BYTES: Final = 96
 """What tar has room for in a name, less the extension."""
 KEPT_BYTES: Final = 256 << 20
 """Of records, per process: about a million samples."""
-CHECKSUMS: Final = ("none", "crc32c", "crc32")
 _GAP: Final = 1 << 16
 """Bytes between two payloads that are fetched rather than skipped."""
 
@@ -69,7 +68,10 @@ class DataFile:
 class SampleTable:
     """N samples of a split in the order of shards and records, with A arrays in the manifest's order."""
 
-    def __init__(self, store: Store, manifest: Manifest, split: str, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(
+        self, store: Store, manifest: Manifest, split: str, *, data: Store | None = None, kept_bytes: int = KEPT_BYTES
+    ) -> None:
+        """The indexes are in `store`, the payloads in `data`, by default the same."""
         self.shards = manifest.shards_of(split)
         self.arrays = manifest.arrays
         self.num_labels = len(manifest.labels)
@@ -78,7 +80,9 @@ class SampleTable:
         parts = [_files_of(shard) for shard in self.shards]
         self.files = tuple(file for files in parts for file in files)
         self._first_file = np.cumsum([0] + [len(files) for files in parts])
+        self._file_number = {file.path: number for number, file in enumerate(self.files)}
         self._store = store
+        self._data = data or store
         self._type = record_type(len(self.arrays))
         # Records lie in places of equal size, one a shard; pages of a place that was never used take no memory.
         self._place_size = max(shard.samples for shard in self.shards)
@@ -175,9 +179,25 @@ class SampleTable:
                 ranges.append(ByteRange(about.path, int(start[low]), int(end[high - 1]), about.num_bytes))
         return tuple(ranges)
 
+    def first_sample_at(self, path: str, start: int) -> int | None:
+        """The sample whose payloads begin at byte `start` of a file, if the file's index is at hand."""
+        file = self._file_number.get(path)
+        if file is None:
+            return None
+        shard = int(np.searchsorted(self._first_file, file, side="right")) - 1
+        with self._lock:
+            place = int(self._place_of[shard])
+            if place < 0:
+                return None
+            begin = place * self._place_size
+            records = self._records[begin : begin + self.shards[shard].samples]
+            here = (records["file"] == file) & (records["length"] > 0) & (records["offset"] == start)
+        found = np.flatnonzero(here.any(axis=1))
+        return int(self.first_sample[shard] + found[0]) if len(found) else None
+
     def name(self, file: int) -> str:
         """A file as a message shows it."""
-        return self._store.name(self.files[file].path)
+        return self._data.name(self.files[file].path)
 
     def _load(self, number: int) -> Records:
         shard = self.shards[number]
@@ -195,7 +215,7 @@ class SampleTable:
             records[field] = own[field]
         fields = dict(offset="offset", length="length", checksum="crc32c", codec="codec")
         fields |= {"radiometric_offset": "radiometric_offset"}
-        if "file" in (own["arrays"].dtype.names or ()):
+        if index.version == FOREIGN_VERSION:
             fields |= {"file": "file", "skip": "skip"}
         for place, array in enumerate(index.arrays):
             if array in names:
@@ -204,7 +224,7 @@ class SampleTable:
                     records[field][:, column] = own["arrays"][stored][:, place]
         records["file"] += int(self._first_file[number])
         self._refuse_payloads_outside(records, number, name)
-        records["checksum_kind"] = CHECKSUMS.index(getattr(index, "checksum", "crc32c"))
+        records["checksum_kind"] = CHECKSUMS.index(index.checksum)
         records["simple"] = self._are_simple(records)
         return records
 
@@ -239,8 +259,7 @@ def bits_of(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
 
 
 def _files_of(shard: ShardSpec) -> tuple[DataFile, ...]:
-    parts = getattr(shard, "parts", ())
-    return tuple(DataFile(part.path, part.num_bytes) for part in parts) or (DataFile(shard.path, shard.num_bytes),)
+    return tuple(DataFile(part.path, part.num_bytes) for part in shard.data_files)
 
 
 def _checked_index(store: Store, shard: ShardSpec) -> ShardIndex:

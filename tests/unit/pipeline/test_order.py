@@ -173,3 +173,31 @@ def test_chosen_runs_shrink_with_a_small_split_and_with_a_small_window():
 
 def test_chosen_streams_divide_any_batch():
     assert [OrderSettings.choose([10], 1, g).num_streams for g in (1, 6, 400, 4096)] == [1, 2, 16, 512]
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    streams=st.sampled_from([1, 2, 4, 8]),
+    run=st.integers(1, 7),
+    window=st.integers(1, 30),
+    seen=st.integers(0, 500),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_run_is_not_needed_before_its_foreseen_use(sizes, streams, run, window, seen):
+    settings_ = OrderSettings(global_batch=streams, num_streams=streams, run_samples=run, window=window)
+    order = Order(sizes, settings_, "fingerprint", "train")
+    total = order.num_samples
+    runs = Runs.cut(sizes, run)
+    for first, length in zip(runs.start.tolist(), runs.length.tolist(), strict=True):
+        epoch, position = np.divmod(np.arange(seen, seen + order.next_use(first, seen)), total)
+        for e in set(epoch.tolist()):
+            ids = order.epoch_order(e).sample_ids(position[epoch == e])
+            assert not set(ids.tolist()) & set(range(first, first + length))
+
+
+def test_what_was_used_is_needed_again_in_the_next_epoch():
+    settings_ = OrderSettings(global_batch=4, num_streams=4, run_samples=8, window=16)
+    order = Order([512, 512], settings_, "fingerprint", "train")
+    seen = int(order.epoch_order(0).span_of_run(0)[1]) + 1
+    assert 0 < order.next_use(0, seen) <= 2 * 1024
+    assert order.next_use(0, order.epoch_order(0).span_of_run(0)[0]) == 0

@@ -254,3 +254,70 @@ def test_many_runs_are_fetched_at_a_time(made):
     shape = (FETCHES_IN_FLIGHT, 1)
     source.hold(samples).locate(samples, np.zeros(shape, np.int32), np.zeros(shape, np.int64))
     source.close()
+
+
+@pytest.fixture
+def many(tmp_path):
+    made = make(tmp_path / "pairs", (64, 64, 64, 64))
+    url = upload(made, "memory://many")
+    yield made, url
+    fsspec.filesystem("memory").rm("many", recursive=True)
+
+
+def cached(url, folder, gib=1.0, **more) -> StreamConfig:
+    return StreamConfig(url=url, global_batch=4, window_gib=5e-4, cache_dir=str(folder), cache_dir_gib=gib, **more)
+
+
+def test_a_folder_on_disk_keeps_what_was_fetched_for_the_next_epoch_and_the_next_run(many, tmp_path):
+    made, url = many
+    with Stream(StreamConfig(url=made.url, global_batch=4, window_gib=5e-4)) as local:
+        expected = take(local, 2 * 64)
+    for turn in range(2):
+        with Stream(cached(url, tmp_path / "cache")) as stream:
+            for mine, other in zip(expected, take(stream, 2 * 64), strict=True):
+                assert_equal(mine, other)
+            found = stream.instruments()
+            assert (found.cache_misses, found.requests) == ((64, 64) if turn == 0 else (0, 0))
+            assert found.cache_hits > 0
+
+
+def test_two_ranks_fetch_each_run_once(many, tmp_path):
+    _, url = many
+    streams = [Stream(cached(url, tmp_path / "cache"), rank, 2) for rank in range(2)]
+    for _ in zip(*(islice(stream, 64) for stream in streams), strict=True):
+        pass
+    assert sum(stream.instruments().requests for stream in streams) == 64
+    for stream in streams:
+        stream.close()
+
+
+def test_what_is_needed_soonest_stays_in_a_small_folder(many, tmp_path):
+    # Half of the data set fits, in blocks of 4 KiB. By age nothing would be left from one epoch to the next.
+    made, url = many
+    half = sum(shard.num_bytes for shard in made.manifest.shards) / 2 / 2**30
+    with Stream(cached(url, tmp_path / "cache", gib=1.3 * half)) as stream:
+        take(stream, 64 * 6)
+        found = stream.instruments()
+    assert found.requests < 64 * 6 * 0.75
+
+
+def test_a_damaged_file_of_the_folder_is_fetched_again(many, tmp_path):
+    made, url = many
+    with Stream(StreamConfig(url=made.url, global_batch=4, window_gib=5e-4)) as local:
+        expected = take(local, 64)
+    with Stream(cached(url, tmp_path / "cache")) as stream:
+        take(stream, 64)
+    for path in (tmp_path / "cache").rglob("*.range"):
+        content = bytearray(path.read_bytes())
+        content[::64] = bytes(byte ^ 1 for byte in content[::64])
+        path.write_bytes(content)
+    with Stream(cached(url, tmp_path / "cache")) as stream:
+        for mine, other in zip(expected, take(stream, 64), strict=True):
+            assert_equal(mine, other)
+        assert stream.instruments().corrupt > 0
+        assert stream.instruments().requests > 0
+
+
+def test_a_folder_that_cannot_hold_the_windows_is_refused(many, tmp_path):
+    with pytest.raises(ConfigError, match="raise cache_dir_gib"):
+        Stream(cached(many[1], tmp_path / "cache", gib=1e-5))
