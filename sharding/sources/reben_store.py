@@ -18,6 +18,7 @@ S1_FOLDER: Final = "BigEarthNet-S1"
 S2_FOLDER: Final = "BigEarthNet-S2"
 MAP_FOLDER: Final = "Reference_Maps"
 _LISTED_AT_ONCE: Final = 16
+_PAIRS_REMEMBERED: Final = 8192
 
 
 class PatchStore(ABC):
@@ -85,6 +86,8 @@ class TreeStore(PatchStore):
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
+        self._listed: dict[str, dict[str, SourceFile]] = {}
+        """By patch: what `files` found and `read` will want, so that folders are listed once."""
 
     def s1_patches(self) -> pa.Array:
         """Names of the patches' folders."""
@@ -112,20 +115,26 @@ class TreeStore(PatchStore):
 
     def files(self, s2: str, s1: str, *, with_map: bool) -> tuple[SourceFile, ...]:
         """By the names in the two folders."""
-        found = [*self._s1_files(s1, s2).values(), *self._s2_files(s2).values()]
+        bands = self._bands(s2, s1)
+        if len(self._listed) < _PAIRS_REMEMBERED:
+            self._listed[s2] = bands
+        found = list(bands.values())
         if with_map and (file := self._map_file(s2)) is not None:
             found.append(file)
         return tuple(found)
 
     def read(self, s2: str, s1: str) -> dict[str, Raster]:
         """One GeoTIFF a band."""
-        files = {**self._s1_files(s1, s2), **self._s2_files(s2)}
+        files = self._listed.pop(s2, None) or self._bands(s2, s1)
         return {band: read_raster(self.tree, file.path, (band,)) for band, file in files.items()}
 
     def reference_map(self, s2: str) -> Raster | None:
         """The GeoTIFF in a folder of its own."""
         file = self._map_file(s2)
         return None if file is None else read_raster(self.tree, file.path, ("CLC",))
+
+    def _bands(self, s2: str, s1: str) -> dict[str, SourceFile]:
+        return {**self._s1_files(s1, s2), **self._s2_files(s2)}
 
     def _s1_files(self, s1: str, s2: str) -> dict[str, SourceFile]:
         path = self.s1_path(s1)
