@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from sharding.dataset import open_dataset, split_version
 from sharding.errors import FusMAEError
+from sharding.foreign_checks import Counted, part_defects, payload_defects
+from sharding.foreign_store import data_store
 from sharding.manifest import Manifest, ShardSpec
 from sharding.sample import EXTENSION
 from sharding.sample_checks import sample_defects
@@ -109,12 +111,28 @@ class _ShardFindings:
 def _verify_shard(store: Store, manifest: Manifest, shard: ShardSpec) -> _ShardFindings:
     found = _ShardFindings()
     index = _read_index(store, shard, found)
+    if shard.parts:
+        _verify_foreign(data_store(store, manifest), index, manifest, shard, found)
+        return found
     try:
         with _content(store, shard.path) as content:
             _verify_tar(content, index, manifest, shard, found)
     except FusMAEError as error:
         found.add(shard.path, f"it cannot be read: {error}")
     return found
+
+
+def _verify_foreign(
+    store: Store, index: ShardIndex | None, manifest: Manifest, shard: ShardSpec, found: _ShardFindings
+) -> None:
+    """Of a shard that was indexed as it lies; `store` is where its files are."""
+    for path, message in part_defects(store, shard):
+        found.add(path, message)
+    if index is not None:
+        counted = Counted()
+        for key, message in payload_defects(store, shard, index, manifest, counted):
+            found.add(shard.path, message, key)
+        found.samples, found.arrays = counted.samples, counted.arrays
 
 
 def _read_index(store: Store, shard: ShardSpec, found: _ShardFindings) -> ShardIndex | None:

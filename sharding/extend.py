@@ -48,6 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     if split_version(arguments.url)[1]:
         raise ConfigError(f"{arguments.url} is a version or a subset; only the newest version can be extended")
     manifest = read_manifest(arguments.url)
+    if any(shard.parts for shard in manifest.shards):
+        raise ConfigError(
+            f"{arguments.url} is an index over an archive as it lies, which cannot be extended; build the archive with "
+            "python -m sharding.build, or run python -m sharding.index again when the archive has grown"
+        )
     s1 = next((spec.dtype for spec in manifest.arrays if spec.name == "s1"), "float32")
     settings = settings_of(arguments, codec=manifest.codec, s1=s1)
     figures, nothing_new = extend(

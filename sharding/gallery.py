@@ -35,7 +35,7 @@ def make_gallery(url: str, max_samples: int, split: str = "") -> tuple[str, int,
     store, manifest = open_dataset(url)
     shards = manifest.shards_of(split) if split else manifest.shards
     located = [
-        Located(shard=shard, arrays=index.arrays, record=record, number=number)
+        Located(shard=shard, arrays=index.arrays, record=record, number=number, checksum=index.checksum)
         for shard, index in read_indexes(store, shards)
         for number, record in enumerate(index.records)
     ]

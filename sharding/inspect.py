@@ -113,7 +113,7 @@ def _cat(arguments: argparse.Namespace) -> int:
     if wanted and not arrays:
         there = ", ".join(read_sample(store, manifest, located))
         raise ConfigError(f"the sample has no array '{arguments.array}'; it has {there}")
-    attributes, of_arrays = read_attributes(store, located)
+    attributes, of_arrays = read_attributes(store, manifest, located)
     told = {
         "shard": located.shard.path,
         "attributes": attributes,
@@ -123,7 +123,7 @@ def _cat(arguments: argparse.Namespace) -> int:
                 "dtype": array.data.dtype.name,
                 "codec": array.codec,
                 "bytes": array.num_bytes,
-                "crc32c": f"{array.crc32c:08x}",
+                **({} if located.checksum == "none" else {located.checksum: f"{array.crc32c:08x}"}),
                 **of_arrays[name],
             }
             for name, array in arrays.items()

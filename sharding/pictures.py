@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sharding.bands import ARRAY_BANDS, CLASS_ARRAYS, MODALITY_ARRAYS, RIDERS
+from sharding.bands import CLASS_ARRAYS, RIDERS, S1_BANDS, S2_BANDS
 from sharding.read_sample import SampleArray
 
 Rgb = npt.NDArray[np.uint8]
@@ -52,10 +52,9 @@ def pair_pictures(arrays: Arrays) -> list[Picture]:
     if _has(arrays, FALSE_COLOUR):
         pictures.append(_colours(arrays, FALSE_COLOUR, "nir", "S2 false colour"))
     if not pictures:
-        found = [name for name in MODALITY_ARRAYS["s2"] if name in arrays]
-        pictures += [_grey(arrays[name], arrays[name].bands[0], "S2 ") for name in found[:1]]
-    if "s1" in arrays:
-        pictures += [_radar(arrays["s1"], band) for band in arrays["s1"].bands]
+        found = [array for array in arrays.values() if not set(array.bands).isdisjoint(S2_BANDS)]
+        pictures += [_grey(array, array.bands[0], "S2 ") for array in found[:1]]
+    pictures += [_radar(array, band) for array in arrays.values() for band in array.bands if band in S1_BANDS]
     return pictures
 
 
@@ -101,18 +100,19 @@ def class_colour(code: int) -> tuple[int, int, int]:
 
 
 def _has(arrays: Arrays, bands: tuple[str, ...]) -> bool:
-    stored = {band for name in MODALITY_ARRAYS["s2"] if name in arrays for band in arrays[name].bands}
-    # Where B08 or the like were of another size than their neighbours they would be in another array.
-    return stored.issuperset(bands)
+    holding = [array for array in arrays.values() if not set(array.bands).isdisjoint(bands)]
+    stored = {band for array in holding for band in array.bands}
+    # In archives that are read as they lie each band may be an array of its own, and then of another size.
+    return stored.issuperset(bands) and len({array.data.shape[1:] for array in holding}) == 1
 
 
 def _array_with(arrays: Arrays, band: str) -> SampleArray:
-    return next(arrays[name] for name, bands in ARRAY_BANDS.items() if band in bands)
+    return next(array for array in arrays.values() if band in array.bands)
 
 
 def _colours(arrays: Arrays, bands: tuple[str, ...], name: str, title: str) -> Picture:
     array = _array_with(arrays, bands[0])
-    planes = [array.values(band) for band in bands]
+    planes = [_array_with(arrays, band).values(band) for band in bands]
     rgb = np.stack([stretch(plane)[0] for plane in planes], axis=-1)
     missing = ~np.isfinite(np.stack(planes)).all(axis=0)
     rgb[missing] = _NO_DATA

@@ -17,8 +17,11 @@ import numpy.typing as npt
 from sharding.bands import present_bands
 from sharding.codec import CODECS, decode_into
 from sharding.errors import DataError
+from sharding.foreign_codec import FOREIGN_CODECS
+from sharding.foreign_read import describe, read_payload
+from sharding.foreign_store import data_store
 from sharding.manifest import ArraySpec, Manifest, ShardSpec
-from sharding.shard_index import ShardIndex, parse_index
+from sharding.shard_index import CHECKSUMS, ShardIndex, parse_index
 from sharding.store import Store
 
 READERS: Final = 16
@@ -37,6 +40,8 @@ class Located:
     record: np.void
     number: int
     """Its place in the shard's index and metadata."""
+    checksum: str = CHECKSUMS[0]
+    """What the payloads' checksums are, as its index says."""
 
     @property
     def key(self) -> str:
@@ -93,7 +98,8 @@ def find_sample(store: Store, manifest: Manifest, key: str) -> Located:
         (found,) = np.nonzero(index.records["key"] == key.encode())
         if len(found):
             number = int(found[0])
-            return Located(shard=shard, arrays=index.arrays, record=index.records[number], number=number)
+            record = index.records[number]
+            return Located(shard=shard, arrays=index.arrays, record=record, number=number, checksum=index.checksum)
         close = heapq.nlargest(_CLOSE, [*close, *index.keys], key=lambda known: _likeness(known, key))
     nearest = difflib.get_close_matches(key, close, n=_NEAREST, cutoff=0)
     raise DataError(f"{store.url} has no sample '{key}'; the nearest keys are {', '.join(nearest) or 'none'}")
@@ -126,6 +132,8 @@ def read_sample(
     }
     if not payloads:
         return {}
+    if located.shard.parts:
+        return _read_foreign(data_store(store, manifest), located, payloads, specs)
     first = min(int(payload["offset"]) for payload in payloads.values())
     last = max(int(payload["offset"]) + int(payload["length"]) for payload in payloads.values())
     content = memoryview(store.read_range(located.shard.path, first, last))
@@ -137,6 +145,31 @@ def read_sample(
         start = int(payload["offset"]) - first
         stored = bytes(content[start : start + int(payload["length"])])
         found[name] = _decoded(stored, payload, specs[name], int(located.record["presence"]), where)
+    return found
+
+
+def _read_foreign(
+    store: Store, located: Located, payloads: dict[str, np.void], specs: dict[str, ArraySpec]
+) -> dict[str, SampleArray]:
+    """The arrays of a sample that was indexed as it lies; `store` has the files."""
+    found = {}
+    for name, payload in payloads.items():
+        where = f"{store.name(located.shard.path)}, sample {located.key}"
+        if name not in specs:
+            raise DataError(f"{where}: {name} is not what the manifest knows; run python -m sharding.index again")
+        try:
+            data, num_bytes = read_payload(store, located.shard, payload, specs[name], located.checksum)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        found[name] = SampleArray(
+            data=data,
+            bands=specs[name].bands,
+            spec=specs[name],
+            codec=FOREIGN_CODECS[int(payload["codec"])],
+            num_bytes=num_bytes,
+            crc32c=int(payload["crc32c"]),
+            radiometric_offset=float(payload["radiometric_offset"]),
+        )
     return found
 
 
@@ -160,8 +193,20 @@ def _decoded(stored: bytes, payload: np.void, spec: ArraySpec, presence: int, wh
     )
 
 
-def read_attributes(store: Store, located: Located) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The attributes of the sample's Zarr group, and those of each array; DataError when the member is damaged."""
+def read_attributes(
+    store: Store, manifest: Manifest, located: Located
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The attributes of the sample's Zarr group, and those of each array; DataError when the member is damaged.
+
+    Of a data set that was indexed as it lies, what its index knows instead.
+    """
+    if located.shard.parts:
+        offsets = {
+            name: float(payload["radiometric_offset"])
+            for name, payload in zip(located.arrays, located.record["arrays"], strict=True)
+            if payload["length"]
+        }
+        return describe(store, manifest, located.shard, located.number, offsets)
     start = int(located.record["member_offset"])
     content = store.read_range(located.shard.path, start, start + int(located.record["member_length"]))
     try:

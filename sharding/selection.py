@@ -16,7 +16,7 @@ from sharding.dataset import open_dataset, require_subset_name, split_version, v
 from sharding.errors import ConfigError, DataError
 from sharding.existing import metadata_of
 from sharding.manifest import Manifest, ShardSpec, dump_manifest, parse_manifest
-from sharding.shard_index import ShardIndex, dump_index, parse_index
+from sharding.shard_index import dump_index, parse_index
 from sharding.splits import SERIES
 from sharding.store import Store
 
@@ -132,9 +132,7 @@ def _choose(
         for i in chosen:
             counts.setdefault(spec.split, Counter()).update(lines[i]["labels"])
         metadata = "".join(_dump(lines[i]) for i in chosen).encode()
-        shards.append(
-            _shard(spec, name, dump_index(ShardIndex(arrays=index.arrays, records=records)), metadata, len(chosen))
-        )
+        shards.append(_shard(spec, name, dump_index(replace(index, records=records)), metadata, len(chosen)))
     return shards, seen, counts
 
 
