@@ -17,6 +17,7 @@ PROMISED = {
     "pipeline.evaluate",
     "pipeline.report",
     "pipeline.demo",
+    "pipeline.stream",
     "slurm.submit",
 }
 HEAVY = ("torch", "deepspeed", "rasterio", "xformers", "zarr", "matplotlib", "pyarrow")
