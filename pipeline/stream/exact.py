@@ -63,7 +63,10 @@ class StreamConfig:
     slots: int = 3
     """Batches read ahead."""
     window_gib: float = 2.0
-    """Shuffle window of a node: more mixes better, and takes that much memory when the data is remote."""
+    """Shuffle window of a group of streams, by default a node's: more mixes better, and is held when data is remote."""
+    groups: int = 0
+    """Groups of streams; 0: one for each 512 samples of the global batch. Take the number of nodes, or of ranks where
+    each fetches for itself into memory; more nodes than groups fetch runs more than once."""
     cache_gib: float = 2.0
     """Memory of this rank for runs fetched from an object store; unused for local data."""
     cache_dir: str = ""
@@ -81,6 +84,8 @@ class StreamConfig:
         for name in ("global_batch", "threads", "slots"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.groups < 0:
+            raise ConfigError(f"groups is {self.groups}; it must be 0 (choose for me) or more")
         for name in ("window_gib", "cache_gib", "cache_dir_gib"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
@@ -110,6 +115,7 @@ class ExactStream(ABC):
             config.global_batch,
             config.seed,
             config.window_gib,
+            config.groups,
         )
         self._set_order(settings)
 
@@ -137,6 +143,7 @@ class ExactStream(ABC):
             "samples_seen": self.samples_seen,
             "global_batch": order.global_batch,
             "num_streams": order.num_streams,
+            "num_groups": order.num_groups,
             "run_samples": order.run_samples,
             "window": order.window,
         }
@@ -157,7 +164,7 @@ class ExactStream(ABC):
                     "or start a new run"
                 )
         self._halt()
-        names = ("num_streams", "run_samples", "window")
+        names = ("num_streams", "num_groups", "run_samples", "window")
         self._set_order(replace(self.order.settings, **{name: int(state[name]) for name in names}))
         self.samples_seen = int(state["samples_seen"])
 
@@ -243,7 +250,7 @@ class Stream(ExactStream):
     def _refuse_small_cache(self) -> None:
         source, settings = self._reader.source, self.order.settings
         if isinstance(source, FetchedRuns):
-            streams = min(-(-settings.num_streams // self.world_size) + 1, settings.num_streams)
+            streams = settings.streams_of_rank(self.world_size)
             source.refuse_small_cache(streams, settings.window + 2 * settings.run_samples)
 
 

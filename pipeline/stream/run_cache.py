@@ -150,8 +150,9 @@ class FetchedRuns(Source):
         self._closed = False
 
     def set_run_samples(self, run_samples: int) -> None:
-        """Fetch runs of this many samples, or longer ones where the whole split fits into memory."""
-        if self._cache is None and len(self._table) * self._sample_bytes <= self._max_bytes:
+        """Fetch runs of this many samples, or longer ones where the whole split fits into the cache."""
+        room = self._max_bytes if self._cache is None else self._cache_bytes
+        if len(self._table) * self._sample_bytes <= room:
             run_samples = max(run_samples, round(RUN_BYTES / max(self._sample_bytes, 1.0)))
         self._run_samples = run_samples
 

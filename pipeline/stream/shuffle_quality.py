@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.stream.order import FeistelPermutation, Order
+from pipeline.stream.order import Order
+from pipeline.stream.permutation import FeistelPermutation
 
 Int64s = npt.NDArray[np.int64]
 

@@ -30,8 +30,6 @@ LOADERS: Final = {
 """Shuffle buffer, and whether shards are drawn anew each time (ResampledShards)."""
 _WINDOWS: Final = (2, 4, 8)
 """Times the window that are tried when something better is looked for; and once and twice for each node."""
-_STREAMS: Final = (64, 512)
-"""Numbers of streams for which another global batch is tried."""
 _BETTER: Final = 1.1
 """How many times as many shards among 64 are worth a word."""
 
@@ -174,7 +172,7 @@ def window_bytes_of_node(order: Order, nodes: int, sample_bytes: float) -> float
 
 
 def _find_better(split: Split, question: Question, now: float) -> Iterator[Better]:
-    """Larger windows that mix better, each than the one before; then the best global batch of another size."""
+    """Larger windows that mix better, each than the one before."""
     good = expected_shards(split.shard_sizes, SOME) / _BETTER
     if now >= good:
         return
@@ -186,11 +184,6 @@ def _find_better(split: Split, question: Question, now: float) -> Iterator[Bette
             yield better
         if best >= good:
             break
-    sizes = {max(round(question.global_batch / step), 1) * step for step in np.lcm(_STREAMS, question.ranks).tolist()}
-    sizes = {size for size in sizes if size != question.global_batch and size <= 2 * question.global_batch}
-    others = [_try(split, replace(question, global_batch=size)) for size in sorted(sizes)]
-    if others and (other := max(others, key=lambda tried: tried.shards_in_64)).shards_in_64 >= now * _BETTER:
-        yield other
 
 
 def _try(split: Split, question: Question) -> Better:
@@ -269,21 +262,14 @@ def _advice(report: ShuffleReport) -> list[str]:
     question = report.question
     if report.mixing[STREAM].shards_in_64 * _BETTER >= report.expected_in_64:
         return ["That is as good as a full permutation; a larger window would gain nothing."]
-    windows = [better for better in report.better if better.global_batch == question.global_batch]
     lines = [
         f"Better: a window of {better.window_gib:g} GiB (--window-gib; in a run data.window_gib) gives "
         f"{better.shards_in_64:.1f} and takes {better.window_bytes_of_node / 2**30:,.2f} GiB on a node."
-        for better in windows
+        for better in report.better
     ]
-    if not windows:
+    if not report.better:
         lines.append(
             f"A window of up to {question.window_gib * max(*_WINDOWS, 2 * question.nodes):g} GiB would not help: each "
-            "stream gives "
-            f"{_count(question.global_batch // report.order.num_streams, 'sample')} to a batch, out of few runs."
+            f"of the {_count(report.order.num_streams, 'stream')} gives samples of few runs."
         )
-    lines += [
-        f"Better: a global batch of {better.global_batch:,} gives {better.shards_in_64:.1f}."
-        for better in report.better
-        if better not in windows
-    ]
     return lines

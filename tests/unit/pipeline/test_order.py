@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.stream.order import FeistelPermutation, Order, OrderSettings, Runs, derive_key, permute
+from pipeline.stream.order import Order, OrderSettings
+from pipeline.stream.permutation import FeistelPermutation, derive_key, permute
+from pipeline.stream.permuted_runs import PermutedRuns
 from sharding.errors import ConfigError
 
 SHARDS = [256] * 39 + [131]
@@ -50,11 +52,31 @@ def test_each_key_part_changes_the_key():
     assert len({derive_key(*part) for part in parts}) == len(parts)
 
 
-def test_runs_never_cross_a_shard():
-    runs = Runs.cut([5, 3, 0, 4], 2)
-    assert list(zip(runs.start.tolist(), runs.length.tolist(), strict=True)) == [
-        (0, 2), (2, 2), (4, 1), (5, 2), (7, 1), (8, 2), (10, 2),
-    ]  # fmt: skip
+def test_an_element_of_a_permutation_is_found_again():
+    for n in (1, 2, 5, 64, 1000):
+        permutation = FeistelPermutation(n, 11)
+        assert [permutation.place_of(int(image)) for image in permutation(np.arange(n))] == list(range(n))
+
+
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8), run=st.integers(1, 9), key=st.integers(0, 99))
+@settings(max_examples=100, deadline=None)
+def test_permuted_runs_hold_each_sample_once_and_stay_together(sizes, run, key):
+    runs, total = PermutedRuns(np.array(sizes), run, key), sum(sizes)
+    ids = runs.sample_ids(np.arange(total)).tolist()
+    assert sorted(ids) == list(range(total))
+    starts, begin = [], 0
+    for size in sizes:
+        starts += [(first, min(run, begin + size - first)) for first in range(begin, begin + size, run)]
+        begin += size
+    for first, length in starts:
+        place, found = runs.place_of(first)
+        assert (ids[place : place + length], found) == (list(range(first, first + length)), length)
+
+
+def test_short_runs_are_spread_over_the_epoch():
+    runs = PermutedRuns(np.array([17] * 100), 16, 3)
+    places = [runs.place_of(17 * shard + 16)[0] for shard in range(100)]
+    assert np.histogram(places, 4, (0, 1700))[0].min() > 20
 
 
 @given(
@@ -91,11 +113,13 @@ def test_global_batches_are_the_same_for_every_number_of_ranks(ranks):
             assert (np.concatenate([getattr(p, name) for p in parts]) == getattr(whole, name)).all()
 
 
-def test_a_batch_is_sorted_by_epoch_stream_and_place():
-    o = order()
+@pytest.mark.parametrize("groups", [1, 4, 32])
+def test_a_batch_is_sorted_by_epoch_group_and_position(groups):
+    o = order(num_groups=groups)
     for t in (3, 106):
         b = o.batch(t)
-        assert (np.lexsort((b.position // 32, b.position % 32, b.epoch)) == np.arange(96)).all()
+        group = b.position % 32 // (32 // groups)
+        assert (np.lexsort((b.position, group, b.epoch)) == np.arange(96)).all()
         assert sorted((b.epoch * o.num_samples + b.position).tolist()) == list(range(t * 96, t * 96 + 96))
 
 
@@ -120,23 +144,28 @@ def test_epochs_differ():
     assert sorted(first.tolist()) == sorted(second.tolist())
 
 
-def test_a_batch_of_a_rank_mixes_shards_like_a_shuffle_buffer_of_the_window():
-    o = order(global_batch=768, num_streams=64, window=256)
-    distinct = [len(set((o.rank_slice(t, 0, 12).sample_id // 256).tolist())) for t in range(13)]
-    unshuffled = [len(set((np.arange(t * 64, t * 64 + 64) // 256).tolist())) for t in range(13)]
-    assert np.mean(unshuffled) < 2
-    assert np.mean(distinct) > 20  # of 40; a permutation has 32
+def test_a_batch_of_a_rank_comes_from_about_as_many_shards_as_a_permutation():
+    o = order([256] * 256, global_batch=512, num_streams=64, run_samples=21, window=26)
+    distinct = [len(set((o.rank_slice(t, t % 8, 8).sample_id // 256).tolist())) for t in range(128)]
+    assert np.mean(distinct) > 50  # of 64; a permutation has 57
 
 
-def test_a_rank_needs_few_more_runs_than_its_share():
-    o = order([256] * 200, global_batch=768, num_streams=64, run_samples=16, window=128)
+def test_groups_keep_the_runs_of_a_node_apart_from_those_of_another():
+    o = order([256] * 200, global_batch=768, num_streams=64, num_groups=4, run_samples=16, window=32)
     num_runs, fetched = 3200, 0
-    for rank in range(8):
+    for node in range(4):
         runs = set()
-        for t in range(o.num_samples // 768):
-            runs.update((o.rank_slice(t, rank, 8).sample_id // 16).tolist())
+        for t, rank in itertools.product(range(o.num_samples // 768), range(2)):
+            runs.update((o.rank_slice(t, 2 * node + rank, 8).sample_id // 16).tolist())
         fetched += len(runs)
     assert fetched / num_runs < 1.05
+
+
+def test_without_groups_every_node_needs_almost_every_run():
+    o = order([256] * 200, global_batch=768, num_streams=64, run_samples=16, window=32)
+    batches = range(o.num_samples // 768)
+    runs = {int(i) // 16 for t, rank in itertools.product(batches, (0, 1)) for i in o.rank_slice(t, rank, 8).sample_id}
+    assert len(runs) / 3200 > 0.9
 
 
 def test_ten_million_samples_need_no_table_of_samples():
@@ -151,28 +180,33 @@ def test_unequal_shares_are_refused_with_the_nearest_that_work(batch, ranks, nam
         order(global_batch=batch, num_streams=1).rank_slice(0, 0, ranks)
 
 
-def test_streams_that_do_not_divide_the_batch_are_refused():
-    with pytest.raises(ConfigError, match="take 32"):
-        OrderSettings(global_batch=96, num_streams=5, run_samples=1, window=1)
+def test_groups_that_do_not_divide_the_streams_are_refused():
+    with pytest.raises(ConfigError, match="does not divide"):
+        OrderSettings(global_batch=96, num_streams=5, num_groups=2, run_samples=1, window=1)
 
 
-def test_chosen_settings_for_a_large_split():
-    s = OrderSettings.choose([1000] * 500, 200_000, 192)
-    assert (s.num_streams, s.run_samples) == (64, 50)
-    held = s.num_streams * (s.window + 2 * s.run_samples) * 200_000
+@pytest.mark.parametrize(("batch", "groups"), [(1, 1), (400, 1), (512, 1), (1024, 2), (4096, 8), (6000, 8)])
+def test_chosen_settings_for_a_large_split(batch, groups):
+    s = OrderSettings.choose([1000] * 500_000, 200_000, batch)
+    assert (s.num_groups, s.num_streams, s.run_samples) == (groups, 64 * groups, 50)
+    held = 64 * (s.window + 2 * s.run_samples) * 200_000
     assert 0.97 * 2**31 < held <= 2**31
 
 
 def test_chosen_runs_shrink_with_a_small_split_and_with_a_small_window():
     assert OrderSettings.choose([38], 200_000, 16).run_samples == 1
-    small = OrderSettings.choose([4096], 200_000, 16)
-    assert small.run_samples == 16  # 16 streams of 16 runs
-    tight = OrderSettings.choose([100_000], 200_000, 1024, window_gib=1.0)
+    assert OrderSettings.choose([16384], 200_000, 16).run_samples == 16  # 64 streams of 16 runs
+    tight = OrderSettings.choose([100_000], 200_000, 512, window_gib=1.0)
     assert tight.num_streams * (tight.window + 2 * tight.run_samples) * 200_000 <= 2**30
 
 
-def test_chosen_streams_divide_any_batch():
-    assert [OrderSettings.choose([10], 1, g).num_streams for g in (1, 6, 400, 4096)] == [1, 2, 16, 512]
+@pytest.mark.parametrize(("ranks", "streams"), [(1, 512), (2, 256), (8, 64), (64, 64), (3, 256), (12, 128), (16, 64)])
+def test_a_rank_touches_the_streams_of_its_groups(ranks, streams):
+    o = order([256] * 400, global_batch=4608 if ranks % 3 == 0 else 4096, num_streams=512, num_groups=8)
+    assert o.settings.streams_of_rank(ranks) == streams
+    for rank in range(ranks):
+        found = {int(p) % 512 for t in range(4) for p in o.rank_slice(t, rank, ranks).position}
+        assert len(found) <= streams
 
 
 @given(
@@ -187,8 +221,11 @@ def test_a_run_is_not_needed_before_its_foreseen_use(sizes, streams, run, window
     settings_ = OrderSettings(global_batch=streams, num_streams=streams, run_samples=run, window=window)
     order = Order(sizes, settings_, "fingerprint", "train")
     total = order.num_samples
-    runs = Runs.cut(sizes, run)
-    for first, length in zip(runs.start.tolist(), runs.length.tolist(), strict=True):
+    starts, begin = [], 0
+    for size in sizes:
+        starts += [(first, min(run, begin + size - first)) for first in range(begin, begin + size, run)]
+        begin += size
+    for first, length in starts:
         epoch, position = np.divmod(np.arange(seen, seen + order.next_use(first, seen)), total)
         for e in set(epoch.tolist()):
             ids = order.epoch_order(e).sample_ids(position[epoch == e])

@@ -84,13 +84,13 @@ def test_the_connection_pool_is_large_enough(bucket):
 
 
 def test_an_epoch_asks_for_runs_not_for_samples(tmp_path):
-    made = make(tmp_path / "pairs", (64, 64, 64, 64))
+    made = make(tmp_path / "pairs", (512, 512, 512, 512))
     url = upload(made, "memory://many")
     # A cache of less than a third of the split: nearly all runs of an epoch are fetched again, but only once.
-    with Stream(StreamConfig(url=url, global_batch=4, cache_gib=5e-4, window_gib=5e-4)) as stream:
-        assert stream.order.settings.run_samples == 4
-        take(stream, 4 * 64)
-        runs = 4 * 256 / 4
+    with Stream(StreamConfig(url=url, global_batch=4, cache_gib=5e-3, window_gib=5e-3)) as stream:
+        assert stream.order.settings.run_samples == 2
+        take(stream, 2 * 512)
+        runs = 2 * 2048 / 2
         assert 0.7 * runs <= stream.instruments().requests <= 1.2 * runs
     fsspec.filesystem("memory").rm("many", recursive=True)
 
@@ -169,6 +169,7 @@ class Flaky:
 
     def __init__(self, store: Store, failures: int) -> None:
         self.real, self.failures, self.calls = store.fs, failures, 0
+        self.protocol, self.storage_options = "memory", {}
 
     def cat_file(self, path, start=None, end=None):
         self.calls += 1
@@ -277,8 +278,8 @@ def test_a_folder_on_disk_keeps_what_was_fetched_for_the_next_epoch_and_the_next
             for mine, other in zip(expected, take(stream, 2 * 64), strict=True):
                 assert_equal(mine, other)
             found = stream.instruments()
-            assert (found.cache_misses, found.requests) == ((64, 64) if turn == 0 else (0, 0))
-            assert found.cache_hits > 0
+            assert (found.cache_misses, found.requests) == ((4, 4) if turn == 0 else (0, 0))
+            assert turn == 0 or found.cache_hits == 4
 
 
 def test_two_ranks_fetch_each_run_once(many, tmp_path):
@@ -286,7 +287,7 @@ def test_two_ranks_fetch_each_run_once(many, tmp_path):
     streams = [Stream(cached(url, tmp_path / "cache"), rank, 2) for rank in range(2)]
     for _ in zip(*(islice(stream, 64) for stream in streams), strict=True):
         pass
-    assert sum(stream.instruments().requests for stream in streams) == 64
+    assert sum(stream.instruments().requests for stream in streams) == 4  # one a shard, which is less than 10 MB
     for stream in streams:
         stream.close()
 
@@ -298,7 +299,7 @@ def test_what_is_needed_soonest_stays_in_a_small_folder(many, tmp_path):
     with Stream(cached(url, tmp_path / "cache", gib=1.3 * half)) as stream:
         take(stream, 64 * 6)
         found = stream.instruments()
-    assert found.requests < 64 * 6 * 0.75
+    assert 256 <= found.requests < 256 * 6 * 0.75
 
 
 def test_a_damaged_file_of_the_folder_is_fetched_again(many, tmp_path):
