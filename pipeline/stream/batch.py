@@ -63,6 +63,8 @@ class Batch:
         """The batch in page-locked memory, from which copies to CUDA run asynchronously."""
         return self._map(lambda tensor: tensor if tensor.is_pinned() else tensor.pin_memory())
 
+    pin_memory = pin  # as torch's DataLoader calls it
+
     def split(self, num: int) -> list["Batch"]:
         """`num` micro-batches of equal size, views of this one, in order."""
         if num < 1 or len(self) % num:

@@ -62,6 +62,8 @@ class StreamConfig:
     """Reader threads of this rank."""
     slots: int = 3
     """Batches read ahead."""
+    hold: int = 1
+    """Batches in the consumer's hands: a batch is valid until so many others have been asked for."""
     window_gib: float = 2.0
     """Shuffle window of a group of streams, by default a node's: more mixes better, and is held when data is remote."""
     groups: int = 0
@@ -81,7 +83,7 @@ class StreamConfig:
     """When a sample stays damaged: `raise` stops; `skip` puts another one in its place, counted and reported."""
 
     def __post_init__(self) -> None:
-        for name in ("global_batch", "threads", "slots"):
+        for name in ("global_batch", "threads", "slots", "hold"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.groups < 0:
@@ -198,7 +200,7 @@ def _endless_jobs(order: Order, rank: int, world_size: int, seen: int) -> Iterat
 class Stream(ExactStream):
     """The stream through our own indexes: threads read ahead into batch slots.
 
-    A yielded batch's arrays stay valid until the next one is asked for (`Batch.copy` keeps them). There is one
+    A yielded batch's arrays stay valid until `hold` others have been asked for (`Batch.copy` keeps them). There is one
     iterator at a time; it ends its threads when it is closed, dropped or replaced, and when reading fails.
     """
 
@@ -222,7 +224,8 @@ class Stream(ExactStream):
             source.set_run_samples(self.order.settings.run_samples)
             source.foresee(_foresight(weakref.ref(self)))
         batch_size = self.config.global_batch // self.world_size
-        ring = BatchRing(self._reader, self._jobs(), batch_size, self.config.threads, self.config.slots)
+        config = self.config
+        ring = BatchRing(self._reader, self._jobs(), batch_size, config.threads, config.slots, config.hold)
         iterator = _StreamIterator(self, ring)
         self._iterator = weakref.ref(iterator)
         return iterator

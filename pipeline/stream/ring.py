@@ -67,18 +67,22 @@ class _Fill:
 class BatchRing:
     """Reads `jobs` in order, `slots` batches ahead, with `threads` threads; at most `batch_size` samples each."""
 
-    def __init__(self, reader: SampleReader, jobs: Iterator[Job], batch_size: int, threads: int, slots: int) -> None:
+    def __init__(
+        self, reader: SampleReader, jobs: Iterator[Job], batch_size: int, threads: int, slots: int, hold: int = 1
+    ) -> None:
+        """A batch stays valid until `hold` others have been given out."""
         self._reader = reader
         self._jobs = jobs
         self._batch_size = batch_size
-        self._max_slots = slots + 1  # one more is in the consumer's hands
+        self._hold = hold
+        self._max_slots = slots + hold  # those in the consumer's hands
         self._free: deque[Slot] = deque()
         self._num_slots = 0
         self._ahead: deque[_Fill] = deque()
         """Jobs whose runs are being fetched, but which have no slot yet."""
         self._fills: deque[_Fill] = deque()
         """Jobs with a slot, in order; those at the front may be ready."""
-        self._given: Slot | None = None
+        self._given: deque[Slot] = deque()
         self._ended = False
         self._stopped = False
         self._failed = False
@@ -94,9 +98,8 @@ class BatchRing:
         """The next batch, None behind the last one; raises what a thread raised while it read it."""
         began = time.perf_counter()
         with self._changed:
-            if self._given is not None:
-                self._free.append(self._given)
-                self._given = None
+            if len(self._given) == self._hold:
+                self._free.append(self._given.popleft())
                 self._changed.notify_all()
             while not self._is_ready():
                 self._changed.wait()
@@ -106,7 +109,8 @@ class BatchRing:
             if fill.error is not None:
                 raise fill.error  # it stays in the ring: other threads may still be at it
             self._fills.popleft()
-            self._given = fill.slot
+            assert fill.slot is not None
+            self._given.append(fill.slot)
         assert fill.batch is not None
         wait_s = time.perf_counter() - began
         self._account(fill, wait_s)

@@ -395,3 +395,26 @@ def test_closing_leaves_no_file_open(made):
         take(stream, 2)
         assert len(os.listdir("/proc/self/fd")) >= len(before) + 3
     assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_batches_stay_valid_while_as_many_are_held_as_asked_for(made):
+    with open_stream(made, global_batch=4) as stream:
+        expected = take(stream, 6)
+    with open_stream(made, global_batch=4, hold=3, slots=1) as stream:
+        batches = iter(stream)
+        held = [next(batches) for _ in range(3)]
+        for mine, other in zip(expected[:3], held, strict=True):
+            assert_equal(mine, other)
+        held = [next(batches) for _ in range(3)]
+        for mine, other in zip(expected[3:], held, strict=True):
+            assert_equal(mine, other)
+
+
+def test_a_batch_that_is_not_held_is_written_again(made):
+    with open_stream(made, global_batch=4, slots=1) as stream:
+        batches = iter(stream)
+        first = next(batches)
+        before = first.copy()
+        for _ in range(4):
+            next(batches)
+        assert any(not torch.equal(first.arrays[name], before.arrays[name]) for name in first.arrays)
