@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.stream.exact import Stream, StreamConfig, evaluation_batches
 from pipeline.stream.reader import SampleReader
