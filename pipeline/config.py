@@ -13,45 +13,11 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 import yaml
 
+from pipeline.data_settings import DataSettings
 from pipeline.errors import ConfigError
+from pipeline.stream.mixture_config import check_mixture, with_first_of_mixture
 
 _FORBID: dict[str, Any] = {"extra": "forbid"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """Where the samples come from and how they are streamed."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
-
-    url: str
-    """Data set made by sharding.build: a folder or s3://..., with manifest.json."""
-    split: str = "train"
-    """Split to train on."""
-    reader: Literal["exact", "webdataset"] = "exact"
-    """exact: the indexed stream. webdataset: the same batches through webdataset alone, slower, to check the first."""
-    threads: int = 2
-    """Reader threads of a rank."""
-    prefetch: int = 3
-    """Batches read ahead."""
-    window_gib: float = 2.0
-    """Shuffle window of a node; larger mixes better, and costs memory when the data is remote."""
-    cache_gib: float = 2.0
-    """Memory of a rank for runs fetched from an object store; unused for local data."""
-    cache_dir: str = ""
-    """Folder on a local disk in which the ranks of a node share what they fetch; empty: each keeps it in memory."""
-    cache_dir_gib: float = 100.0
-    """Size that cache_dir may have."""
-    client: Literal["fsspec", "obstore"] = "fsspec"
-    """What talks to an object store; obstore takes less CPU."""
-    verify_checksums: bool = True
-    """Check the CRC-32C of every payload read."""
-    on_corrupt: Literal["raise", "skip"] = "raise"
-    """When a sample stays damaged: stop, or put another one in its place, counted and reported."""
-    flips: bool = True
-    """Draw one of the eight flips and turns of the square for each sample, the same for S1 and S2."""
-    upsample: Literal["nearest", "bilinear"] = "nearest"
-    """How 20 m and 60 m bands come to 10 m, on the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +165,7 @@ def parse_settings(raw: dict[str, Any], name: str) -> Settings:
 
     _refuse_unknown(raw, Settings, name, "", _known_keys(Settings))
     try:
-        settings = TypeAdapter(Settings).validate_python(raw)
+        settings = TypeAdapter(Settings).validate_python(with_first_of_mixture(raw))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -340,6 +306,10 @@ def _refuse_unknown(raw: Any, cls: type, name: str, prefix: str, known: list[str
         inner = _dataclass_of(hints[key])
         if inner is not None and value is not None:
             _refuse_unknown(value, inner, name, f"{prefix}{key}.", known)
+        if get_origin(hints[key]) is tuple and (each := _dataclass_of(get_args(hints[key])[0])):
+            for number, item in enumerate(value if isinstance(value, list) else ()):
+                place = f"{prefix}{key}.{number}."
+                _refuse_unknown(item, each, name, place, _known_keys(each, place))
 
 
 def _refuse_unworkable(settings: Settings, name: str) -> None:
@@ -361,14 +331,17 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
             f"{name}: engine.zero_stage=0 with bf16 trains differently in DeepSpeed (its Adam starts at step 1); "
             "write engine.zero_stage=1, or engine.precision=fp32"
         )
+    check_mixture(settings.data.mixture, settings.data.temperature, f"{name}: data.mixture: ")
     ranges: dict[str, tuple[bool, str]] = {
         "run.num_processes": (settings.run.num_processes >= 0, "0 (choose for me) or more"),
         "run.threads": (settings.run.threads >= 0, "0 (choose for me) or more"),
         "run.timeout_s": (settings.run.timeout_s > 0, "above 0"),
         "train.seed": (0 <= train.seed < 2**63, "0 or more and below 2^63"),
+        "data.reader": (not settings.data.mixture or settings.data.reader == "exact", "exact to read a mixture"),
         "data.threads": (settings.data.threads >= 1, "1 or more"),
         "data.prefetch": (settings.data.prefetch >= 1, "1 or more"),
         "data.window_gib": (settings.data.window_gib > 0, "above 0"),
+        "data.groups": (settings.data.groups >= 0, "0 (choose for me) or more"),
         "data.cache_gib": (settings.data.cache_gib > 0, "above 0"),
         "data.cache_dir_gib": (settings.data.cache_dir_gib > 0, "above 0"),
         "optim.lr": (settings.optim.lr > 0, "above 0"),

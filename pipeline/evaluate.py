@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pipeline.command import run_command
-from pipeline.config import DataSettings, load_settings, to_dict
+from pipeline.config import load_settings, to_dict
+from pipeline.data_settings import DataSettings
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.linear import ProbeSettings, probe
 from pipeline.metrics import write_whole

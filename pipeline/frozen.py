@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import DataSettings
+from pipeline.data_settings import DataSettings
 from pipeline.weights import load_model
 from sharding.manifest import Manifest
 

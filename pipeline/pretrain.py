@@ -53,7 +53,8 @@ def _launch(settings: Settings, arguments: list[str]) -> int:
 
     # Refuse here what cannot work: once, before a process is started or a folder made.
     check_resumable(with_model(settings, model_config(settings)))
-    read_manifest(settings.data.url).shards_of(settings.data.split)
+    for member in settings.data.mixture or (settings.data,):
+        read_manifest(member.url).shards_of(member.split)
     num_processes = count_processes(settings.run.num_processes, settings.engine.device)
     check_world_size(settings.train.global_batch, 0, num_processes)
     micro_batches(settings, num_processes)

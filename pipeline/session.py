@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from pipeline import checkpoint, run_folder, universal
 from pipeline.config import Settings, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, all_agree, choose_device, join, leave
@@ -16,6 +18,7 @@ from pipeline.metrics import RunLog
 from pipeline.progress import Progress
 from pipeline.stop import StopRequest
 from pipeline.stream.exact import ExactStream, Stream, StreamConfig
+from pipeline.stream.mixture import MixtureConfig, MixtureStream
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Session:
     ranks: Ranks
     group: Any
     """CPU-side process group for flags and objects."""
-    stream: ExactStream
+    stream: ExactStream | MixtureStream
     prepare: Callable[[Any], tuple[Any, Any, Any]]
     """A micro-batch to images, valid bands and the samples' random draws, on the device."""
     engine: Engine
@@ -78,14 +81,17 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         stack.callback(stream.close)
         accumulation = micro_batches(settings, ranks.world_size)
         model, flops = _build_model(config, settings, device)
-        prepare = _preparation(settings, config, stream.manifest, device)
+        prepare = _preparation(settings, config, stream, device)
         if ranks.is_first:
             about = {"world_size": ranks.world_size, "device": _device_name(device)}
             about |= {
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "train_flops_per_sample": flops,
             }
-            run_folder.record(settings, stream.manifest.fingerprint, about)
+            if isinstance(stream, MixtureStream):
+                about["mixture"] = stream.describe()
+            fingerprint = stream.fingerprint if isinstance(stream, MixtureStream) else stream.manifest.fingerprint
+            run_folder.record(settings, fingerprint, about)
 
         found = checkpoint.find(run_dir / "checkpoints", group)
         if found is not None:
@@ -96,7 +102,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             state = TrainState(**found.state)
             stream.load_state_dict(state.stream)
 
-        log = RunLog(run_dir, ranks.rank, state.step, settings.log.trace, settings.log.tensorboard)
+        log = _StreamLog(stream, run_dir, ranks.rank, state.step, settings.log.trace, settings.log.tensorboard)
         stack.callback(log.close)
         progress = Progress(settings, ranks, device, flops, group, log, engine.skipped_steps)
         _say_start(log, progress, found, state, changed, ranks, _device_name(device))
@@ -114,14 +120,39 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         )
 
 
-def describe(settings: Settings, stream: ExactStream) -> dict[str, Any]:
+class _StreamLog(RunLog):
+    """Says at each logged step what became of the data: epochs of a mixture's sets, damaged samples of this rank."""
+
+    def __init__(self, stream: ExactStream | MixtureStream, *run: Any) -> None:
+        super().__init__(*run)
+        self._stream = stream
+        self._replaced = 0
+
+    @override
+    def metrics(self, line: dict[str, Any]) -> None:
+        if isinstance(self._stream, MixtureStream):
+            line = line | {f"epoch/{name}": passed for name, passed in self._stream.epochs.items()}
+        if isinstance(self._stream, Stream | MixtureStream):
+            found = self._stream.instruments()
+            if found.replaced > self._replaced:
+                self._replaced = found.replaced
+                self.event("samples_replaced", step=line["step"], total=found.replaced)
+        super().metrics(line)
+
+
+def describe(settings: Settings, stream: ExactStream | MixtureStream) -> dict[str, Any]:
     """What a checkpoint's manifest says of its run."""
+    fingerprint: str | dict[str, str]
+    if isinstance(stream, MixtureStream):
+        fingerprint = {name: manifest.fingerprint for name, manifest in stream.manifests.items()}
+    else:
+        fingerprint = stream.manifest.fingerprint
     return {
         "engine": settings.engine.name,
         "zero_stage": settings.engine.zero_stage,
         "precision": settings.engine.precision,
         "model": settings.model,
-        "data_fingerprint": stream.manifest.fingerprint,
+        "data_fingerprint": fingerprint,
     }
 
 
@@ -163,16 +194,15 @@ def _prepare_torch(settings: Settings, device: Any) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def _open_stream(settings: Settings, ranks: Ranks) -> ExactStream:
+def _open_stream(settings: Settings, ranks: Ranks) -> ExactStream | MixtureStream:
     data = settings.data
-    config = StreamConfig(
-        url=data.url,
-        split=data.split,
+    reading: dict[str, Any] = dict(
         global_batch=settings.train.global_batch,
         seed=settings.train.seed,
         threads=data.threads,
         slots=data.prefetch,
         window_gib=data.window_gib,
+        groups=data.groups,
         cache_gib=data.cache_gib,
         cache_dir=data.cache_dir,
         cache_dir_gib=data.cache_dir_gib,
@@ -180,6 +210,10 @@ def _open_stream(settings: Settings, ranks: Ranks) -> ExactStream:
         verify_checksums=data.verify_checksums,
         on_corrupt=data.on_corrupt,
     )
+    if data.mixture:
+        mixture = MixtureConfig(datasets=data.mixture, temperature=data.temperature, **reading)
+        return MixtureStream(mixture, ranks.rank, ranks.world_size)
+    config = StreamConfig(url=data.url, split=data.split, **reading)
     if data.reader == "webdataset":
         from pipeline.stream.webdataset_reader import WebDatasetStream
 
@@ -197,17 +231,19 @@ def _build_model(config: Any, settings: Settings, device: Any) -> tuple[Any, int
     return model, model.train_flops()
 
 
-def _preparation(settings: Settings, config: Any, manifest: Any, device: Any) -> Callable[[Any], tuple[Any, Any, Any]]:
+def _preparation(
+    settings: Settings, config: Any, stream: ExactStream | MixtureStream, device: Any
+) -> Callable[[Any], tuple[Any, Any, Any]]:
     from fusmae.random import CounterRandom
-    from pipeline.transform import ImageTransform
+    from pipeline.transform import ImageTransform, MixtureTransform
 
-    transform = ImageTransform(
-        manifest,
-        [(modality.name, modality.bands) for modality in config.modalities],
-        config.image_size,
-        flips=settings.data.flips,
-        upsample=settings.data.upsample,
-    )
+    modalities = [(modality.name, modality.bands) for modality in config.modalities]
+    options: dict[str, Any] = {"flips": settings.data.flips, "upsample": settings.data.upsample}
+    transform: Callable[[Any, Any], tuple[Any, Any]]
+    if isinstance(stream, MixtureStream):
+        transform = MixtureTransform(stream.manifests, modalities, config.image_size, **options)
+    else:
+        transform = ImageTransform(stream.manifest, modalities, config.image_size, **options)
 
     def prepare(batch: Any) -> tuple[Any, Any, Any]:
         moved = batch.to(device, non_blocking=True)

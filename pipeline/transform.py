@@ -7,7 +7,7 @@ which is the mean, and so is a pixel without data.
 Shape legend: B batch, C bands asked for, P pixels of the stored patch's side, S of the image's side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fusmae.random import CounterRandom, Purpose
 from pipeline.stream.batch import Batch
+from pipeline.stream.mixed_batch import MixedBatch
 from sharding.errors import ConfigError
 from sharding.manifest import ArraySpec, Manifest
 
@@ -104,6 +105,67 @@ class ImageTransform:
 
     def _elements(self, random: CounterRandom) -> Tensor:
         return (random.uniform(1, Purpose.FLIP)[:, 0] * 8).long().clamp_(max=7)
+
+
+class MixtureTransform:
+    """Makes `images` and `valid` of a mixture's batch: each sample with the statistics of its own data set.
+
+    A band that a data set lacks is absent from its samples: 0, and not valid.
+    """
+
+    def __init__(
+        self,
+        manifests: Mapping[str, Manifest],
+        modalities: Sequence[tuple[str, Sequence[str]]],
+        image_size: int,
+        *,
+        flips: bool = True,
+        upsample: Literal["nearest", "bilinear"] = "nearest",
+    ) -> None:
+        """For data sets by name; ConfigError names the data set that cannot work, or the band that none has."""
+        self._modalities = {name: tuple(bands) for name, bands in modalities}
+        self._image_size = image_size
+        self._transforms: dict[str, ImageTransform] = {}
+        self._bands: dict[str, dict[str, list[str]]] = {}
+        """By data set and modality: the bands asked for that it has."""
+        for dataset, manifest in manifests.items():
+            own = {name: [band for band in bands if band in manifest.bands] for name, bands in self._modalities.items()}
+            asked = [(name, bands) for name, bands in own.items() if bands]
+            try:
+                if not asked:
+                    raise ConfigError("it has no band that the model asks for; leave it out")
+                transform = ImageTransform(manifest, asked, image_size, flips=flips, upsample=upsample)
+            except ConfigError as error:
+                raise ConfigError(f"data set {dataset} of the mixture: {error}") from error
+            self._transforms[dataset], self._bands[dataset] = transform, own
+        for name, bands in self._modalities.items():
+            missing = [band for band in bands if not any(band in own[name] for own in self._bands.values())]
+            if missing:
+                raise ConfigError(f"modality {name} asks for band {missing[0]}, which no data set of the mixture has")
+
+    def __call__(self, batch: MixedBatch, random: CounterRandom | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """As `ImageTransform`, by the batch's slots; `random` must be keyed by the batch's epochs and positions."""
+        made = []
+        for name, part, keys in zip(batch.names, batch.parts, batch.draw_keys, strict=True):
+            made.append(self._transform(name, part, None if random is None else CounterRandom(random.seed, *keys)))
+        images = {name: batch.join([own[name] for own, _ in made]) for name in self._modalities}
+        valid = {name: batch.join([own[name] for _, own in made]) for name in self._modalities}
+        return images, valid
+
+    def _transform(
+        self, dataset: str, part: Batch, random: CounterRandom | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        images, valid = self._transforms[dataset](part, random)
+        device = part.sample_id.device
+        plane_BSS = torch.zeros((len(part), self._image_size, self._image_size), device=device)
+        absent_B = torch.zeros(len(part), dtype=torch.bool, device=device)
+        for name, bands in self._modalities.items():
+            own = self._bands[dataset][name]
+            if len(own) < len(bands):
+                places = [own.index(band) if band in own else None for band in bands]
+                images[name] = torch.stack([plane_BSS if c is None else images[name][:, c] for c in places], dim=1)
+                valid[name] = torch.stack([absent_B if c is None else valid[name][:, c] for c in places], dim=1)
+        return images, valid
 
 
 def dihedral(images_BCSS: Tensor, element_B: Tensor) -> Tensor:

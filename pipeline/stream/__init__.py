@@ -6,11 +6,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.stream.batch import Batch
     from pipeline.stream.exact import Stream, StreamConfig, evaluation_batches
+    from pipeline.stream.mixed_batch import MixedBatch
+    from pipeline.stream.mixture import MixtureConfig, MixtureStream
+    from pipeline.stream.mixture_config import MixtureMember
     from pipeline.stream.torch_dataset import StreamDataset
 
-__all__ = ["Batch", "Stream", "StreamConfig", "StreamDataset", "evaluation_batches"]
+__all__ = [
+    "Batch",
+    "MixedBatch",
+    "MixtureConfig",
+    "MixtureMember",
+    "MixtureStream",
+    "Stream",
+    "StreamConfig",
+    "StreamDataset",
+    "evaluation_batches",
+]
 
-_MODULES = {"Batch": "batch", "StreamDataset": "torch_dataset"}
+_MODULES = {
+    "Batch": "batch",
+    "MixedBatch": "mixed_batch",
+    "MixtureConfig": "mixture",
+    "MixtureMember": "mixture_config",
+    "MixtureStream": "mixture",
+    "StreamDataset": "torch_dataset",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -69,9 +69,10 @@ class OrderSettings:
         """The defaults for a split whose samples take `sample_bytes` in the store.
 
         One group for each 512 samples of the global batch, a power of two, unless `num_groups` says otherwise; 64
-        streams in each, fewer where the window budget has no room for three samples of each. R is about 10 MB of samples, less where the split is so small that a stream would have fewer
-        than 16 runs, and at most a third of the stream's share of the group's window budget. w is that share less two
-        runs, because a window touches up to two runs that it does not fill: a group's windows take `window_gib`.
+        streams in each, fewer where the window budget has no room for three samples of each. R is about 10 MB of
+        samples, less where the split is so small that a stream would have fewer than 16 runs, and at most a third of
+        the stream's share of the group's window budget. w is that share less two runs, because a window touches up to
+        two runs that it does not fill: a group's windows take `window_gib`.
         """
         if global_batch < 1:
             raise ConfigError(f"the global batch is {global_batch}; it must be at least 1")

@@ -14,8 +14,8 @@ from pipeline.stream.batch import Batch
 from pipeline.stream.holding import Bytes, Hold, Int64s, Places, Source
 from pipeline.stream.instruments import Meter
 from pipeline.stream.order import OrderedSamples
-from pipeline.stream.permutation import FeistelPermutation, derive_key
 from pipeline.stream.payload import PayloadReader
+from pipeline.stream.permutation import FeistelPermutation, derive_key
 from pipeline.stream.slot import Slot
 from pipeline.stream.table import Records, SampleTable, bits_of
 from sharding.bands import ALL_BANDS

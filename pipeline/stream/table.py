@@ -89,6 +89,7 @@ class SampleTable:
         wanted = kept_bytes // (self._place_size * self._type.itemsize)
         self._num_places = min(max(wanted, 2), len(self.shards))
         self._records: Records = np.empty(self._num_places * self._place_size, self._type)
+        self._bytes = self._records.view(np.uint8).reshape(len(self._records), self._type.itemsize)
         self._place_of: Int64s = np.full(len(self.shards), -1)
         self._used: OrderedDict[int, int] = OrderedDict()
         """Place by shard, longest unused first."""
@@ -110,7 +111,7 @@ class SampleTable:
         """
         shards = self.shards_holding(samples)
         distinct = np.unique(shards)
-        if len(distinct) <= self._num_places // 2 or len(distinct) == 1:
+        if self._num_places == len(self.shards) or len(distinct) <= max(self._num_places // 2, 1):
             return self._gather(samples, shards, distinct.tolist())
         found = np.empty(len(samples), self._type)
         for shard in distinct.tolist():
@@ -126,7 +127,8 @@ class SampleTable:
                     for shard in distinct:
                         self._used.move_to_end(shard)
                     rows = self._place_of[shards] * self._place_size + samples - self.first_sample[shards]
-                    found: Records = self._records[rows]
+                    # As bytes: numpy copies records field by field, which takes five times as long.
+                    found: Records = self._bytes[rows].view(self._type)[:, 0]
                     return found
             for shard in missing:
                 self._bring(shard)
