@@ -19,7 +19,7 @@ help:
 	@echo "make check      format, lint, types, fast tests: what to run before a commit"
 	@echo "make test       the suite as CI runs it"
 	@echo "make test-full  the suite and the long matrices"
-	@echo "make bench      measure stream and build on the demo's data, into docs/benchmarks.md"
+	@echo "make bench      measure the stream and the build, into docs/benchmarks.md"
 
 $(STAMP):
 	@python="$$(bash .ci/find-python)"; \
@@ -53,8 +53,7 @@ test-full: setup s3-server
 	$(PYTEST)
 
 bench: setup
-	@test -f demo/dataset/manifest.json || { echo "error: make demo first: it builds the data set to measure on" >&2; exit 2; }
-	$(PY) -m benchmarks.stream demo/dataset --into docs/benchmarks.md
+	for part in local first-batch s3; do $(PY) -m benchmarks.stream --part $$part --into docs/benchmarks.md || exit; done
 	$(PY) -m benchmarks.build --into docs/benchmarks.md
 
 check: lint types fast
