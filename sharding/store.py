@@ -2,13 +2,15 @@
 
 What is written appears whole or not at all: on a disk by writing beside it, fsync and rename; on an object store an
 object exists only once its upload is complete, and is compared with what was sent. A store that fails is asked again
-(`sharding.store_retry`); where credentials come from, fsspec's file systems know.
+(`sharding.store_retry`); where credentials come from, fsspec's file systems know, and when S3 refuses them they are
+read again (`sharding.credentials`).
 """
 
 import contextlib
 import functools
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any, Final, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from sharding.credentials import is_refusal, with_renewal
 from sharding.errors import DataError, StorageError
 from sharding.store_retry import is_of_a_store, patiently
 from sharding.upload_check import PART_BYTES, is_stored
@@ -26,7 +29,9 @@ T = TypeVar("T")
 _PACKAGES: Final = {"gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs"}
 """What a scheme needs beyond our requirements."""
 _TIMEOUTS: Final = {"connect_timeout": 10, "read_timeout": 30}
-"""Of S3, in seconds: a stalled connection is given up and asked again."""
+"""Of S3, in seconds: a stalled connection is given up and asked again. fsspec's own configuration goes before."""
+_renewing: Final = threading.Lock()
+"""Not the store's own: stores are sent to other processes."""
 
 
 class Store:
@@ -41,7 +46,8 @@ class Store:
                 {"use_listings_cache": False} if "://" in self.url and scheme not in ("file", "memory") else {}
             )
             if scheme in ("s3", "s3a"):
-                options["config_kwargs"] = dict(_TIMEOUTS)
+                configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+                options["config_kwargs"] = _TIMEOUTS | configured
             self.fs, self.root = fsspec.core.url_to_fs(self.url, **options)
         except ImportError as error:
             package = _PACKAGES.get(scheme)
@@ -55,6 +61,11 @@ class Store:
     def is_local(self) -> bool:
         """True when paths are files of this machine."""
         return isinstance(self.fs, LocalFileSystem)
+
+    @property
+    def is_s3(self) -> bool:
+        """True when the files lie in S3 or what speaks like it."""
+        return self.url.startswith(("s3://", "s3a://"))
 
     def full(self, path: str) -> str:
         """The path as the file system knows it."""
@@ -73,19 +84,47 @@ class Store:
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno and self.is_local:
                 raise  # a full or read-only disk keeps its errno and the file's name
-            raise StorageError(f"cannot {action} {self.name(path)}: {error or type(error).__name__}") from error
+            raise self._failed(action, path, error) from error
         except Exception as error:
             # Object stores raise their SDK's own classes; whoever reads the message needs the place, not the brand.
             if not is_of_a_store(error):
                 raise
-            raise StorageError(f"cannot {action} {self.name(path)}: {error or type(error).__name__}") from error
+            raise self._failed(action, path, error) from error
+
+    def _failed(self, action: str, path: str, error: Exception) -> StorageError:
+        advice = ""
+        if is_refusal(error):
+            advice = "; renew the credentials where they come from, or ask for access, and give the same command again"
+        return StorageError(f"cannot {action} {self.name(path)}: {error or type(error).__name__}{advice}")
 
     def ask(
         self, action: str, path: str, operation: Callable[[], T], again: Callable[[BaseException], None] | None = None
     ) -> T:
         """The result of an operation; of an object store, asked again while it fails in ways that pass."""
         with self._told(action, path):
-            return operation() if self.is_local else patiently(operation, again=again)
+            if self.is_local:
+                return operation()
+            if not self._has_renewable_credentials:
+                return patiently(operation, again=again)
+            return patiently(lambda: self._with_renewal(operation, again), again=again)
+
+    @property
+    def _has_renewable_credentials(self) -> bool:
+        options = self.fs.storage_options
+        return self.is_s3 and not options.get("anon") and not options.get("key")
+
+    def _with_renewal(self, operation: Callable[[], T], again: Callable[[BaseException], None] | None) -> T:
+        used = self.fs
+
+        def renew() -> None:
+            nonlocal used
+            with _renewing:
+                if self.fs is used:  # else another thread has renewed them
+                    self.fs = type(used)(**used.storage_options, skip_instance_cache=True)
+                    self.fs.retries = used.retries
+                used = self.fs
+
+        return with_renewal(operation, renew, again)
 
     def exists(self, path: str) -> bool:
         """Whether a file `path` is there."""
@@ -142,7 +181,7 @@ class Store:
             with _appearing_whole(Path(self.full(path))) as partial:
                 shutil.move(local, partial)
             return
-        options = {"chunksize": PART_BYTES} if self._is_s3 else {}
+        options = {"chunksize": PART_BYTES} if self.is_s3 else {}
         self._send(path, local, lambda: self.fs.put_file(str(local), self.full(path), **options))
         local.unlink()
 
@@ -157,14 +196,9 @@ class Store:
             "look there, then give the same command again"
         )
 
-    @property
-    def _is_s3(self) -> bool:
-        protocols = self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
-        return "s3" in protocols
-
     def abort_uploads(self) -> int:
         """End multipart uploads below the root that a killed process began; how many there were."""
-        if not self._is_s3:
+        if not self.is_s3:
             return 0
         bucket, _, prefix = self.root.partition("/")
 

@@ -11,6 +11,8 @@ from typing import Final, TypeVar
 
 import tenacity
 
+from sharding.credentials import is_refusal
+
 T = TypeVar("T")
 
 PATIENCE_S: Final = 120.0
@@ -19,20 +21,18 @@ _ATTEMPTS: Final = 12
 _LONGEST_WAIT_S: Final = 15.0
 _FINAL: Final = (
     FileNotFoundError,
-    PermissionError,
     IsADirectoryError,
     NotADirectoryError,
     FileExistsError,
     NotImplementedError,
 )
 _FINAL_NUMBERS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL)
-_FINAL_WORDS: Final = ("NoCredentials", "Unable to locate credentials", "InvalidAccessKeyId", "SignatureDoesNotMatch")
 _SDKS: Final = ("botocore", "obstore", "aiobotocore", "aiohttp", "asyncio", "fsspec", "gcsfs", "azure", "google")
 
 
 def passes(error: BaseException) -> bool:
     """Whether asking again may help: a store that is slow, busy or cut the answer, not one that says no."""
-    if isinstance(error, _FINAL) or any(word in f"{type(error).__name__} {error}" for word in _FINAL_WORDS):
+    if isinstance(error, _FINAL) or is_refusal(error):
         return False
     if isinstance(error, OSError):
         return error.errno not in _FINAL_NUMBERS

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 from pipeline.stream.byte_range import ByteRange, wrong_size
 from pipeline.stream.instruments import Meter
+from sharding.credentials import is_refusal
 from sharding.dataset import split_version
 from sharding.errors import StorageError
 from sharding.store import Store
@@ -14,15 +15,19 @@ Client = Literal["fsspec", "obstore"]
 ReadRange = Callable[[str, int, int, Callable[[BaseException], None]], bytes]
 CONNECTIONS = 64
 """botocore's pool has 10 by default, which holds 16 requests up."""
+_NO_RETRIES: Final = {"total_max_attempts": 1}
+"""By botocore: five tries of its own in each of s3fs's five would make a stalled answer take a quarter of an hour."""
 
 
 def open_store(url: str) -> Store:
-    """The store at `url`, with as many connections as we use."""
+    """The store at `url`, with as many connections as we use; all tries are those of `Store.ask`, which counts them."""
     store = Store(split_version(url)[0])
-    if "s3" in store.fs.protocol:
+    if store.is_s3:
         options = dict(store.fs.storage_options)
-        options["config_kwargs"] = {"max_pool_connections": CONNECTIONS} | options.get("config_kwargs", {})
+        ours = {"max_pool_connections": CONNECTIONS, "retries": _NO_RETRIES}
+        options["config_kwargs"] = ours | options.get("config_kwargs", {})
         store.fs = type(store.fs)(**options)
+        store.fs.retries = 1
     return store
 
 
@@ -38,7 +43,7 @@ class Fetcher:
         """The bytes of a range; asked again, with growing random waits, while the store fails in ways that pass.
 
         Raises DataError naming the file when it is missing or not `file_bytes` long, StorageError when the store
-        kept failing.
+        kept failing or refuses the credentials.
         """
         began = time.perf_counter()
 
@@ -49,6 +54,9 @@ class Fetcher:
         try:
             content = self._read(wanted.path, wanted.start, wanted.end, again)
         except StorageError as error:
+            self._refuse_other_size(wanted)
+            if error.__cause__ is not None and is_refusal(error.__cause__):
+                raise
             raise StorageError(f"{error}; given up, check the store and start again") from error
         except OSError as error:
             raise StorageError(f"cannot read {self._store.name(wanted.path)}: {error.strerror}") from error

@@ -27,3 +27,75 @@ def s3(s3_server, monkeypatch):
     yield s3_server
     s3_server.faults.set([])
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """48 pairs in six shards of the same size, on a disk."""
+    from tests.unit.pipeline.small_shards import make
+
+    return make(tmp_path_factory.mktemp("made") / "pairs", (8,) * 6, codec="none")
+
+
+@pytest.fixture(scope="session")
+def expected(made):
+    """The batches of the local copy."""
+    from tests.cluster.remote_pairs import BATCHES, opened
+    from tests.unit.pipeline.small_shards import take
+
+    with opened(made.url) as stream:
+        return take(stream, BATCHES)
+
+
+@pytest.fixture(scope="session")
+def uploaded(made, s3_server) -> str:
+    """The same pairs in a bucket."""
+    from tests.cluster.remote_pairs import BUCKET, PREFIX
+
+    url, client = s3_server.bucket(BUCKET), s3_server.client()
+    for path in made.root.rglob("*"):
+        if path.is_file():
+            key = f"{PREFIX}/{path.relative_to(made.root)}"
+            client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+    return f"{url}/{PREFIX}"
+
+
+@pytest.fixture(scope="module")
+def _kept_connections():
+    """s3fs's clients are made once for a module: half a second of CPU each."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def server(s3_server, _kept_connections, monkeypatch):
+    """As `s3`, but connections last as long as the module."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    s3_server.faults.set([])
+    yield s3_server
+    s3_server.faults.set([])
+
+
+@pytest.fixture
+def url(uploaded, server, monkeypatch) -> str:
+    """The pairs in the bucket; tries follow each other soon."""
+    monkeypatch.setattr("sharding.store_retry._LONGEST_WAIT_S", 0.3)
+    return uploaded
+
+
+@pytest.fixture(params=["fsspec", "obstore"])
+def client(request) -> str:
+    """What talks to the store."""
+    return request.param
+
+
+@pytest.fixture
+def short_timeouts(monkeypatch) -> None:
+    """As `FSSPEC_S3='{"config_kwargs": {"read_timeout": 3}}'` sets them."""
+    import fsspec
+
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 3}})

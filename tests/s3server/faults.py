@@ -10,12 +10,19 @@ class Fault:
     """`times` requests of `method` whose path matches `path`, a regular expression, after the first `skip`."""
 
     do: str
-    """`503`, `500`, `cut` (after `amount` bytes), `hang` (`amount` seconds), `flip` (a bit of byte `amount`)."""
+    """An answer instead of the right one: `503`, `500`, `denied` (403 AccessDenied), `expired` (403 ExpiredToken),
+    `expired400` (the same as AWS says it); `hang`: none for `amount` seconds.
+    In the body after `amount` bytes: `cut` (FIN), `reset` (RST), `stall` (nothing for `seconds`, then FIN), `flip` (a
+    bit); from its start: `slow` (`amount` bytes a second).
+    """
     method: str = "GET"
     path: str = "."
+    token: str = ""
+    """Regular expression: only of clients with such a session token."""
     skip: int = 0
     times: int = 1
     amount: float = 0
+    seconds: float = 0
 
 
 class Faults:

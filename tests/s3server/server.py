@@ -1,6 +1,7 @@
 """Starting and ending Swift: one proxy with s3api and one server each for objects, containers and accounts."""
 
 import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -119,6 +120,7 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
+    @functools.cache  # noqa: B019  a session has one server
     def client(self):
         """boto3's own client: what is there, whatever our code says."""
         import boto3
