@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 PY := .venv/bin/python
 PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
+# Files are shared out among as many processes as there are cores, four at most.
+PARALLEL = -n auto --maxprocesses 4 --dist loadfile
 
 # The stamp bears a digest of the pins and is written last: an interrupted install leaves none, and new pins
 # ask for another.
@@ -47,10 +49,10 @@ demo: setup
 
 test: setup
 	@$(MAKE) --no-print-directory s3-server || echo "without an S3 server: its tests will be skipped" >&2
-	$(PYTEST) -m "not slow"
+	$(PYTEST) $(PARALLEL) -m "not slow"
 
 test-full: setup s3-server
-	$(PYTEST)
+	$(PYTEST) $(PARALLEL)
 
 bench: setup
 	for part in local first-batch s3; do $(PY) -m benchmarks.stream --part $$part --into docs/benchmarks.md || exit; done
@@ -66,4 +68,4 @@ types: $(STAMP)
 	.venv/bin/mypy
 
 fast: $(STAMP)
-	$(PYTEST) tests/unit -m "not slow and not dist and not chaos and not s3 and not cluster and not gpu"
+	$(PYTEST) $(PARALLEL) tests/unit -m "not slow and not dist and not chaos and not s3 and not cluster and not gpu"

@@ -32,6 +32,10 @@ class LocalFiles(Source):
         self._paths = [store.full(file.path) for file in files]
         self._sizes = [file.num_bytes for file in files]
         self._most = _raise_limit(len(files)) - OTHER_FILES
+        self._kept: npt.NDArray[np.int32] | None = None
+        """By file: its descriptor, or -1; where all files may be open at once, none is closed before the end."""
+        if len(files) <= self._most:
+            self._kept = np.full(len(files), -1, np.int32)
         self._open: OrderedDict[int, int] = OrderedDict()
         self._users: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -42,6 +46,18 @@ class LocalFiles(Source):
     def hold(self, samples: Int64s) -> "LocalHold":
         """Opens nothing yet."""
         return LocalHold(self)
+
+    def kept(self, files: npt.NDArray[np.int32]) -> npt.NDArray[np.int32] | None:
+        """Descriptors that stay open until the end, of files in any shape; None where too many would be open."""
+        if self._kept is None:
+            return None
+        found = self._kept[files]
+        missing = files[found < 0]
+        if len(missing):
+            for file in np.unique(missing).tolist():
+                self._kept[file] = self.use(file)
+            found = self._kept[files]
+        return found
 
     def use(self, file: int) -> int:
         """An open descriptor, until `unuse`; DataError when the file is missing or of another size."""
@@ -132,6 +148,9 @@ class LocalHold(Hold):
         self, samples: Int64s, files: npt.NDArray[np.int32], offsets: Int64s
     ) -> tuple[npt.NDArray[np.int32], Int64s]:
         """Places are offsets in the file."""
+        kept = self._files.kept(files)
+        if kept is not None:
+            return kept, offsets
         distinct, inverse = np.unique(files, return_inverse=True)
         descriptors = np.array([self._descriptor(file) for file in distinct.tolist()], np.int32)
         return descriptors[inverse.reshape(files.shape)], offsets

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.data_settings import DataSettings
 from pipeline.config import RunSettings, Settings, TrainSettings
+from pipeline.data_settings import DataSettings
 from pipeline.distributed import Ranks
 from pipeline.errors import DataError
 from pipeline.metrics import RunLog, read_lines

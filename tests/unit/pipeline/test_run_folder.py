@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data_settings import DataSettings
 from pipeline.config import RunSettings, Settings, TrainSettings, dump_settings
+from pipeline.data_settings import DataSettings
 from pipeline.errors import ConfigError, StorageError
 from pipeline.run_folder import CONFIG_NAME, check_resumable, own
 

@@ -149,7 +149,9 @@ def test_it_is_said_when_no_larger_window_helps(monkeypatch):
     with_windows(monkeypatch, samples_per_gib=0)
     report = measure_shuffle(split(), Question(global_batch=64, ranks=1, batches=50))
     assert report.better == ()
-    assert "of up to 16 GiB would not help: each of the 4 streams gives samples of few runs" in "\n".join(shuffle_lines(report, "x"))
+    assert "of up to 16 GiB would not help: each of the 4 streams gives samples of few runs" in "\n".join(
+        shuffle_lines(report, "x")
+    )
 
 
 def test_windows_for_all_nodes_are_tried(monkeypatch):
