@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from pipeline.stream import switching
 from pipeline.stream.batch import Batch
 from pipeline.stream.holding import Hold
 from pipeline.stream.order import OrderedSamples
@@ -91,6 +92,7 @@ class BatchRing:
         self._threads = [
             threading.Thread(target=self._work, name=f"reader-{number}", daemon=True) for number in range(threads)
         ]
+        switching.shorten()
         for thread in self._threads:
             thread.start()
 
@@ -119,6 +121,8 @@ class BatchRing:
     def close(self) -> None:
         """End the threads and give everything back; batches handed out stay valid."""
         with self._changed:
+            if not self._stopped:
+                switching.restore()
             self._stopped = True
             self._changed.notify_all()
         if threading.current_thread() in self._threads:

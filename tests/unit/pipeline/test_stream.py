@@ -2,6 +2,7 @@ import gc
 import json
 import os
 import resource
+import sys
 import time
 from dataclasses import replace
 
@@ -419,3 +420,12 @@ def test_a_batch_that_is_not_held_is_written_again(made):
         for _ in range(4):
             next(batches)
         assert any(not torch.equal(first.arrays[name], before.arrays[name]) for name in first.arrays)
+
+
+def test_threads_take_turns_more_often_only_while_batches_are_read(made):
+    before = sys.getswitchinterval()
+    with open_stream(made) as stream, open_stream(made) as other:
+        next(iter(stream))
+        next(iter(other))
+        assert sys.getswitchinterval() < before
+    assert sys.getswitchinterval() == before
