@@ -9,6 +9,7 @@ What the ranks see together depends on the data set, the split, the seed and the
 number of ranks or threads. The state is the number of samples seen; to resume costs nothing.
 """
 
+import os
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, Final, Self, get_args
 import numpy as np
 
 from pipeline.stream.batch import Batch
+from pipeline.stream.closing import Finalizer
 from pipeline.stream.fetching import Client, Fetcher, open_store
 from pipeline.stream.holding import Source
 from pipeline.stream.instruments import Instruments, Meter
@@ -28,7 +30,7 @@ from pipeline.stream.reader import OnCorrupt, SampleReader
 from pipeline.stream.ring import BatchIterator, BatchRing, Job
 from pipeline.stream.run_cache import Cache, FetchedRuns
 from pipeline.stream.table import SampleTable
-from sharding.bands import RIDERS
+from sharding.bands import S1_BANDS, S2_BANDS
 from sharding.dataset import read_manifest
 from sharding.errors import ConfigError
 from sharding.foreign_store import data_url
@@ -113,7 +115,7 @@ class ExactStream(ABC):
         """Samples of the split: the length of an epoch."""
         settings = OrderSettings.choose(
             self._shard_sizes,
-            _sample_bytes(manifest, config.split),
+            sample_bytes_of(manifest, config.split),
             config.global_batch,
             config.seed,
             config.window_gib,
@@ -132,6 +134,8 @@ class ExactStream(ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the first sample of `epoch`; an iterator that is under way ends."""
+        if epoch < 0:
+            raise ConfigError(f"epoch is {epoch}; epochs count from 0")
         self._halt()
         self.samples_seen = epoch * self.num_samples
 
@@ -157,6 +161,8 @@ class ExactStream(ABC):
         """
         mine = self.state_dict()
         missing = mine.keys() - state.keys()
+        if int(state.get("samples_seen", 0)) < 0:
+            raise ConfigError(f"the state of the stream has {state['samples_seen']} samples seen; it is damaged")
         if missing:
             raise ConfigError(f"the state of the stream lacks {', '.join(sorted(missing))}; it is of another program")
         for name, advice in _CHANGES_ORDER.items():
@@ -207,13 +213,15 @@ class Stream(ExactStream):
     def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(config, rank, world_size, read_image_manifest(config.url))
         self._iterator: weakref.ref[_StreamIterator] | None = None
-        self._reader = open_reader(config, self.manifest)
+        settings = self.order.settings
+        runs_of_stream = -(-settings.window // settings.run_samples) + 2
+        self._reader = open_reader(config, self.manifest, settings.streams_of_rank(world_size) * runs_of_stream)
         try:
             self._refuse_small_cache()
         except ConfigError:
             self._reader.close()
             raise
-        self._reader_finalizer = weakref.finalize(self, self._reader.close)
+        self._reader_finalizer = Finalizer(self, self._reader.close)
 
     def __iter__(self) -> "_StreamIterator":
         self._halt()
@@ -236,8 +244,13 @@ class Stream(ExactStream):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken; see `ExactStream`."""
+        before = self.state_dict()
         super().load_state_dict(state)
-        self._refuse_small_cache()
+        try:
+            self._refuse_small_cache()
+        except ConfigError:
+            super().load_state_dict(before)
+            raise
 
     def close(self) -> None:
         """End the iterator and the threads, close the shards."""
@@ -253,8 +266,12 @@ class Stream(ExactStream):
     def _refuse_small_cache(self) -> None:
         source, settings = self._reader.source, self.order.settings
         if isinstance(source, FetchedRuns):
-            streams = settings.streams_of_rank(self.world_size)
-            source.refuse_small_cache(streams, settings.window + 2 * settings.run_samples)
+            nodes = max(self.world_size // ranks_of_node(), 1)
+            source.refuse_small_cache(
+                settings.streams_of_rank(self.world_size),
+                settings.window + 2 * settings.run_samples,
+                settings.streams_of_rank(nodes),
+            )
 
 
 class _StreamIterator(BatchIterator):
@@ -313,7 +330,8 @@ def evaluation_batches(
 def read_image_manifest(url: str) -> Manifest:
     """The manifest at `url` with the arrays of S1 and S2 alone: what rides along is neither read nor decoded."""
     manifest = read_manifest(url)
-    return replace(manifest, arrays=tuple(spec for spec in manifest.arrays if spec.name not in RIDERS))
+    images = {*S1_BANDS, *S2_BANDS}
+    return replace(manifest, arrays=tuple(spec for spec in manifest.arrays if not images.isdisjoint(spec.bands)))
 
 
 class EvaluationBatches(BatchIterator):
@@ -326,18 +344,21 @@ class EvaluationBatches(BatchIterator):
         self.num_samples = len(self._reader.table)
         """Samples of the split, over all ranks."""
         if isinstance(source := self._reader.source, FetchedRuns):
-            source.set_run_samples(round(RUN_BYTES / max(_sample_bytes(self.manifest, config.split), 1.0)) or 1)
+            source.set_run_samples(round(RUN_BYTES / max(sample_bytes_of(self.manifest, config.split), 1.0)) or 1)
         batch_size = config.global_batch // world_size
         jobs = _evaluation_jobs(self.num_samples, batch_size, rank, world_size)
         ring = BatchRing(self._reader, jobs, batch_size, config.threads, config.slots)
         super().__init__(ring, self._reader.close)
 
 
-def open_reader(config: StreamConfig, manifest: Manifest) -> SampleReader:
-    """What reads the samples of the split: in place from this machine, else through a cache in memory or on disk."""
+def open_reader(config: StreamConfig, manifest: Manifest, open_runs: int = 0) -> SampleReader:
+    """What reads the samples of the split: in place from this machine, else through a cache in memory or on disk.
+
+    `open_runs`: from how many runs the samples of one time come, at most.
+    """
     store, meter = open_store(config.url), Meter()
     data = open_store(data_url(store.url, manifest)) if manifest.data_url else store
-    table = SampleTable(store, manifest, config.split, data=data)
+    table = SampleTable(store, manifest, config.split, data=data, open_runs=open_runs)
     source: Source
     if data.is_local:
         source = LocalFiles(data, table.files)
@@ -349,7 +370,7 @@ def open_reader(config: StreamConfig, manifest: Manifest) -> SampleReader:
 
             cache = NodeCache(Path(config.cache_dir), manifest.fingerprint, cache_bytes)
         fetcher = Fetcher(data, meter, config.client)
-        sample_bytes = _sample_bytes(manifest, config.split)
+        sample_bytes = sample_bytes_of(manifest, config.split)
         source = FetchedRuns(table, sample_bytes, fetcher, int(config.cache_gib * 2**30), cache, cache_bytes, meter)
     return SampleReader(table, source, meter, verify=config.verify_checksums, on_corrupt=config.on_corrupt)
 
@@ -364,10 +385,17 @@ def _foresight(stream: "weakref.ref[Stream]") -> Callable[[int], int]:
     return next_use
 
 
-def _sample_bytes(manifest: Manifest, split: str) -> float:
-    """Mean size of a sample in its shard."""
+def sample_bytes_of(manifest: Manifest, split: str) -> float:
+    """Mean size of a sample in its files; a subset leaves out some that are in the tars."""
     shards = manifest.shards_of(split)
-    return sum(shard.num_bytes for shard in shards) / max(sum(shard.samples for shard in shards), 1)
+    own = sum(shard.num_bytes * shard.samples / max(shard.tar_samples, 1) for shard in shards)
+    return own / max(sum(shard.samples for shard in shards), 1)
+
+
+def ranks_of_node() -> int:
+    """As torchrun and slurm/ say it; 1 where nobody does."""
+    told = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(int(told), 1) if told.isdecimal() else 1
 
 
 def _evaluation_jobs(num_samples: int, batch_size: int, rank: int, world_size: int) -> Iterator[Job]:

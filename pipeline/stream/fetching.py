@@ -1,5 +1,6 @@
 """Ranges asked of an object store: patiently, counted, and given up soon where asking again cannot help."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, Literal
@@ -37,7 +38,12 @@ class Fetcher:
     def __init__(self, store: Store, meter: Meter, client: Client = "fsspec") -> None:
         self._store = store
         self._meter = meter
+        self._stopped = threading.Event()
         self._read = _reader(store, client)
+
+    def stop(self) -> None:
+        """Try nothing again."""
+        self._stopped.set()
 
     def __call__(self, wanted: ByteRange) -> bytes:
         """The bytes of a range; asked again, with growing random waits, while the store fails in ways that pass.
@@ -48,6 +54,8 @@ class Fetcher:
         began = time.perf_counter()
 
         def again(error: BaseException) -> None:
+            if self._stopped.is_set():
+                raise StorageError(f"the stream was closed while {wanted.path} was fetched")
             self._meter.add(retries=1)
             self._refuse_other_size(wanted)
 
@@ -59,7 +67,7 @@ class Fetcher:
                 raise
             raise StorageError(f"{error}; given up, check the store and start again") from error
         except OSError as error:
-            raise StorageError(f"cannot read {self._store.name(wanted.path)}: {error.strerror}") from error
+            raise StorageError(f"cannot read {self._store.name(wanted.path)}: {error.strerror or error}") from error
         self._meter.add(requests=1, bytes_fetched=len(content), fetch_s=time.perf_counter() - began)
         return content
 

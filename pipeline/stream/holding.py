@@ -33,6 +33,10 @@ class Hold(ABC):
         """Fetch what `sample` lies in again, because it is damaged; False when that cannot help."""
 
     @abstractmethod
+    def abandon(self) -> None:
+        """Nobody wants the samples any more: threads that wait for them give up."""
+
+    @abstractmethod
     def release(self) -> None:
         """Give everything back; safe to call again."""
 

@@ -1,5 +1,6 @@
 """Files of this machine, read in place: open ones are kept, as many as the system lets a process have."""
 
+import errno
 import os
 import resource
 import threading
@@ -31,7 +32,7 @@ class LocalFiles(Source):
     def __init__(self, store: Store, files: Sequence[DataFile]) -> None:
         self._paths = [store.full(file.path) for file in files]
         self._sizes = [file.num_bytes for file in files]
-        self._most = _raise_limit(len(files)) - OTHER_FILES
+        self._most = raise_limit(len(files)) - OTHER_FILES
         self._kept: npt.NDArray[np.int32] | None = None
         """By file: its descriptor, or -1; where all files may be open at once, none is closed before the end."""
         if len(files) <= self._most:
@@ -64,18 +65,25 @@ class LocalFiles(Source):
         with self._lock:
             descriptor = self._open.get(file)
             if descriptor is None:
-                descriptor = self._open_file(file)
+                try:
+                    descriptor = self._open_file(file)
+                except StorageError as error:
+                    if getattr(error.__cause__, "errno", 0) != errno.EMFILE:
+                        raise
+                    self._close_unused(0)  # other data sets of this process have files open too
+                    descriptor = self._open_file(file)
                 self._open[file] = descriptor
-                self._close_unused(self._most)
             self._open.move_to_end(file)
             self._users[file] = self._users.get(file, 0) + 1
+            self._close_unused(self._most)
             return descriptor
 
     def unuse(self, files: Sequence[int]) -> None:
         """Undo one `use` of each."""
         with self._lock:
             for file in files:
-                self._users[file] -= 1
+                if file in self._users:  # else all were closed
+                    self._users[file] -= 1
             self._close_unused(self._most)
 
     def read(self, file: int, descriptor: int, start: int, end: int) -> Bytes:
@@ -163,6 +171,9 @@ class LocalHold(Hold):
         """A file that is read in place cannot be had anew."""
         return False
 
+    def abandon(self) -> None:
+        """Nobody waits for a file of this machine."""
+
     def release(self) -> None:
         """The files may be closed."""
         with self._lock:
@@ -176,7 +187,7 @@ class LocalHold(Hold):
             return self._used[file]
 
 
-def _raise_limit(num_files: int) -> int:
+def raise_limit(num_files: int) -> int:
     """The number of files that this process may open, raised as far as it takes and the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = num_files + 2 * OTHER_FILES

@@ -15,10 +15,12 @@ import hashlib
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
 
+from pipeline.stream.closing import Finalizer
 from pipeline.stream.exact import StreamConfig, read_image_manifest
 from pipeline.stream.fetching import Client
 from pipeline.stream.instruments import Instruments
@@ -254,7 +256,7 @@ class MixtureStream:
 
     def _open_sources(self) -> None:
         self._sources = MixtureSources(self._members, self.order, self.rank, self.world_size)
-        self._finalizer = weakref.finalize(self, self._sources.close)
+        self._finalizer = Finalizer(self, self._sources.close)
 
     def _by_name(self, values: list[float]) -> dict[str, float]:
         return {member.name: value for member, value in zip(self._members, values, strict=True)}
@@ -293,7 +295,7 @@ class _MixtureIterator:
         self._names = tuple(stream.manifests)
         self._batches = stream._sources.iterate(stream.order, _position(weakref.ref(stream)))
         # Of its own, beside those of the parts: the threads must have ended before the stream's files are closed.
-        self._finalizer = weakref.finalize(self, _close_all, tuple(self._batches.values()))
+        self._finalizer = Finalizer(self, partial(_close_all, tuple(self._batches.values())))
 
     def __iter__(self) -> "_MixtureIterator":
         return self

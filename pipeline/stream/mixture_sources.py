@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 
-from pipeline.stream.exact import StreamConfig, open_reader
+from pipeline.stream.exact import StreamConfig, open_reader, ranks_of_node, sample_bytes_of
 from pipeline.stream.instruments import Instruments
 from pipeline.stream.mixture_order import MixtureOrder, RankPart
 from pipeline.stream.reader import SampleReader
@@ -31,9 +31,8 @@ class Member:
 
     @property
     def sample_bytes(self) -> float:
-        """Mean size of a sample in its shard."""
-        shards = self.manifest.shards_of(self.config.split)
-        return sum(shard.num_bytes for shard in shards) / max(sum(shard.samples for shard in shards), 1)
+        """Mean size of a sample in its files."""
+        return sample_bytes_of(self.manifest, self.config.split)
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,10 @@ class MixtureSources:
         for source in self._sources:
             if isinstance(runs := source.reader.source, FetchedRuns):
                 try:
-                    runs.refuse_small_cache(*self._windows(order, source.number))
+                    streams, samples = self._windows(order, source.number)
+                    settings = order.orders[source.number].settings
+                    of_node = settings.streams_of_rank(max(self._world_size // ranks_of_node(), 1))
+                    runs.refuse_small_cache(streams, samples, max(streams, of_node))
                 except ConfigError as error:
                     raise ConfigError(f"data set '{source.member.name}' of the mixture: {error}") from error
 

@@ -28,6 +28,8 @@ BYTES, READ_NS, CHECK_NS, DECODE_NS, NUM_COUNTERS = range(5)
 
 IN_MEMORY: Final = -1
 """As a descriptor: the payload's place is an address."""
+NOWHERE: Final = -2
+"""As a descriptor: the payload is not there; no file has this number, so reading it fails."""
 
 
 def _link() -> None:
@@ -38,6 +40,11 @@ def _link() -> None:
     bundled = Path(found.origin).parents[1] / "google_crc32c.libs"
     for library in bundled.glob("libcrc32c*"):
         llvmlite.binding.load_library_permanently(str(library))
+    for symbol in ("crc32c_value", "blosc_decompress_ctx"):
+        if llvmlite.binding.address_of_symbol(symbol) is None:
+            raise ImportError(
+                f"no {symbol}: install google-crc32c and numcodecs from their wheels, see requirements.txt"
+            )
 
 
 _link()
@@ -155,7 +162,7 @@ def _read_samples(
 def _compiled() -> Any:
     try:
         return numba.njit(_SIGNATURE, nogil=True, cache=True)(_read_samples)
-    except RuntimeError:  # neither this folder nor the user's can be written: compiled at each start
+    except (RuntimeError, OSError):  # neither this folder nor the user's can be written, or it is full
         return numba.njit(_SIGNATURE, nogil=True)(_read_samples)
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -14,7 +15,7 @@ from pipeline.stream.batch import Batch
 from pipeline.stream.holding import Bytes, Hold, Int64s, Places, Source
 from pipeline.stream.instruments import Meter
 from pipeline.stream.order import OrderedSamples
-from pipeline.stream.payload import PayloadReader
+from pipeline.stream.payload import PayloadReader, Slots
 from pipeline.stream.permutation import FeistelPermutation, derive_key
 from pipeline.stream.slot import Slot
 from pipeline.stream.table import Records, SampleTable, bits_of
@@ -72,6 +73,7 @@ class SampleReader:
         self._num_bytes = np.array(planes, np.int64) * self._item_bytes
         self._band_bits = {spec.name: [ALL_BANDS.index(band) for band in spec.bands] for spec in table.arrays}
         self._num_replaced = 0
+        self._users: list[Callable[[], None]] = []
 
     def begin(self, step: int, samples: OrderedSamples, hold: Hold, slot: Slot) -> Reading:
         """Look up where the samples' payloads lie."""
@@ -157,11 +159,11 @@ class SampleReader:
         is_damaged = bool(reading.status[row] != native.LEFT_OUT)
         renewed = 0
         if is_damaged:
-            self.meter.add(corrupt=1)
+            self.meter.add(corrupt=int(reading.status[row] != native.SHORT))
             renewed += reading.hold.renew(sample)
         while True:
             try:
-                self._read_one(reading.records[row], reading.hold, sample, slots)
+                self._read_one(reading, reading.records[row], reading.hold, sample, slots)
                 return
             except DataError as error:
                 self.meter.add(corrupt=0 if is_damaged else 1)
@@ -188,9 +190,8 @@ class SampleReader:
             ids = np.array([sample])
             record, hold = self.table.records(ids)[0], self.source.hold(ids)
             try:
-                self._read_one(record, hold, sample, reading.slot.sample(row))
-            except DataError:
-                continue
+                if not self._reads(reading, record, hold, sample, row):
+                    continue
             finally:
                 hold.release()
             reading.records[row], reading.sample_id[row] = record, sample
@@ -199,12 +200,35 @@ class SampleReader:
             return
         raise DataError(f"{error}; ten others that were to take its place are damaged too") from error
 
-    def _read_one(self, record: Any, hold: Hold, sample: int, slots: dict[str, npt.NDArray[Any]]) -> None:
-        def read_range(file: int, start: int, end: int) -> Bytes:
-            self.meter.add(bytes_read=end - start)
-            return hold.read_range(sample, file, start, end)
+    def _reads(self, reading: Reading, record: Any, hold: Hold, sample: int, row: int) -> bool:
+        """Read a sample that takes another one's place; False when it is damaged too, and stays so."""
+        for _ in range(1 + MAX_RENEWED):
+            try:
+                self._read_one(reading, record, hold, sample, reading.slot.sample(row))
+                return True
+            except DataError:
+                if not hold.renew(sample):
+                    break
+        return False
 
-        self._payloads.read(record, read_range, slots)
+    def _read_one(self, reading: Reading, record: Any, hold: Hold, sample: int, slots: Slots) -> None:
+        began, read_s = time.perf_counter(), 0.0
+
+        def read_range(file: int, start: int, end: int) -> Bytes:
+            nonlocal read_s
+            asked = time.perf_counter()
+            content = hold.read_range(sample, file, start, end)
+            read_s += time.perf_counter() - asked
+            self.meter.add(bytes_read=end - start)
+            return content
+
+        try:
+            self._payloads.read(record, read_range, slots)
+        finally:
+            decode_s = time.perf_counter() - began - read_s
+            reading.read_s += read_s
+            reading.decode_s += decode_s
+            self.meter.add(read_s=read_s, decode_s=decode_s)
 
     def _buffer(self, size: int) -> npt.NDArray[np.uint8]:
         """Memory of this thread, used again and again: fresh memory would cost a page fault each 4 KiB."""
@@ -213,6 +237,17 @@ class SampleReader:
             buffer = self._scratch.buffer = np.empty(size * 5 // 4, np.uint8)
         return buffer
 
+    def attach(self, close: Callable[[], None]) -> None:
+        """Remember what must be closed before the source is."""
+        self._users.append(close)
+
+    def detach(self, close: Callable[[], None]) -> None:
+        """It is closed."""
+        if close in self._users:
+            self._users.remove(close)
+
     def close(self) -> None:
-        """Give back the files, or end the fetching threads."""
+        """End who reads, then give back the files, or end the fetching threads."""
+        for close in list(self._users):
+            close()
         self.source.close()

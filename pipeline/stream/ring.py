@@ -7,10 +7,10 @@ there as early as may be.
 
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 
 from pipeline.stream import switching
 from pipeline.stream.batch import Batch
+from pipeline.stream.closing import Finalizer
 from pipeline.stream.holding import Hold
 from pipeline.stream.order import OrderedSamples
 from pipeline.stream.reader import Reading, SampleReader
@@ -50,7 +51,7 @@ class _Fill:
     hold: Hold | None = None
     slot: Slot | None = None
     reading: Reading | None = None
-    is_begun: bool = False
+    begin_s: float = 0.0
     claimed: int = 0
     missing: int = 0
     batch: Batch | None = None
@@ -92,6 +93,8 @@ class BatchRing:
         self._threads = [
             threading.Thread(target=self._work, name=f"reader-{number}", daemon=True) for number in range(threads)
         ]
+        self._closing = threading.Lock()
+        reader.attach(self.close)
         switching.shorten()
         for thread in self._threads:
             thread.start()
@@ -119,23 +122,26 @@ class BatchRing:
         return replace(fill.batch, wait_s=wait_s)
 
     def close(self) -> None:
-        """End the threads and give everything back; batches handed out stay valid."""
+        """End the threads and give everything back; batches handed out stay valid. Safe to call again."""
         with self._changed:
             if not self._stopped:
                 switching.restore()
             self._stopped = True
+            for fill in (*self._ahead, *self._fills):
+                if fill.hold is not None:
+                    fill.hold.abandon()  # a store that fails is waited for no longer
             self._changed.notify_all()
-        if threading.current_thread() in self._threads:
-            return  # garbage was collected in one of ours: the others may wait for a lock that it holds
-        for thread in self._threads:
-            thread.join()
-        self._threads = []
-        for fill in (*self._ahead, *self._fills):
-            if fill.hold is not None:
-                fill.hold.release()
-        self._ahead.clear()
-        self._fills.clear()
-        self._free.clear()
+        with self._closing:
+            for thread in self._threads:
+                thread.join()
+            self._threads = []
+            for fill in (*self._ahead, *self._fills):
+                if fill.hold is not None:
+                    fill.hold.release()
+            self._ahead.clear()
+            self._fills.clear()
+            self._free.clear()
+            self._reader.detach(self.close)
 
     def _is_ready(self) -> bool:
         if self._stopped or (self._ended and not self._fills and not self._ahead):
@@ -147,9 +153,9 @@ class BatchRing:
         reading = fill.reading
         assert reading is not None
         fetch_s = min(reading.hold.waited_s, wait_s)
-        rest_s, busy_s = wait_s - fetch_s, reading.read_s + reading.decode_s
+        rest_s, busy_s = wait_s - fetch_s, reading.read_s + reading.decode_s + fill.begin_s
         read_s = rest_s * reading.read_s / busy_s if busy_s else 0.0
-        decode_s = rest_s - read_s if busy_s else 0.0
+        decode_s = rest_s * reading.decode_s / busy_s if busy_s else 0.0
         self._reader.meter.add(
             samples=fill.job.size,
             wait_s=wait_s,
@@ -160,6 +166,19 @@ class BatchRing:
         )
 
     def _work(self) -> None:
+        try:
+            self._read_on()
+        except BaseException as error:  # none of a sample's: whatever it is, the consumer must not wait for ever
+            with self._changed:
+                self._failed = True
+                waiting = [fill for fill in self._fills if not fill.is_ready]
+                for fill in waiting:
+                    fill.error = error
+                if not waiting:
+                    self._fills.append(_Fill(Job(0, _NO_SAMPLES), error=error))
+                self._changed.notify_all()
+
+    def _read_on(self) -> None:
         if self._gpu is not None:
             torch.cuda.set_device(self._gpu)  # a new thread's own is GPU 0, which would get a context of every rank
         while (piece := self._claim()) is not None:
@@ -191,11 +210,11 @@ class BatchRing:
             while not self._stopped:
                 try:
                     work = self._next_work()
-                except BaseException as error:  # in the order or in the table: the consumer raises it
-                    self._fills.append(_Fill(Job(0, _NO_SAMPLES), error=error))
-                    self._failed = True
+                except BaseException as error:  # in the order: the consumer raises it behind what came before
+                    self._ahead.append(_Fill(Job(0, _NO_SAMPLES), error=error))
+                    self._ended = True
                     self._changed.notify_all()
-                    return None
+                    continue
                 if work is not None:
                     return work
                 if self._failed or (self._ended and not self._ahead and not any(not f.is_ready for f in self._fills)):
@@ -212,19 +231,20 @@ class BatchRing:
                 begin = fill.claimed
                 fill.claimed = min(begin + PIECE, fill.job.size)
                 return fill, begin, fill.claimed
-            if not fill.is_begun:
-                fill.is_begun = True
-                return fill, 0, 0
         if self._failed:
             return None
         self._look_ahead()
         if not self._ahead or (not self._free and self._num_slots == self._max_slots):
             return None
         fill = self._ahead.popleft()
+        if fill.error is not None:
+            self._fills.append(fill)
+            self._failed = True
+            self._changed.notify_all()
+            return None
         fill.missing = fill.job.size
         fill.slot = self._free.popleft() if self._free else None  # the one whose copies to the device are oldest
         self._num_slots += fill.slot is None
-        fill.is_begun = True
         self._fills.append(fill)
         return fill, 0, 0
 
@@ -243,15 +263,18 @@ class BatchRing:
 
     def _begin(self, fill: _Fill) -> None:
         """Give a batch its slot, and look up where its samples lie."""
+        began = time.perf_counter()
         if fill.slot is None:
             fill.slot = Slot.empty(self._reader.table.arrays, self._batch_size, pin=self._gpu is not None)
-        began = time.perf_counter()
+        waited = time.perf_counter()
         for event in fill.slot.in_use:  # a copy to the device may still read the slot
             event.synchronize()
         fill.slot.in_use.clear()
-        self._reader.meter.add(copy_s=time.perf_counter() - began)
+        self._reader.meter.add(copy_s=time.perf_counter() - waited)
         assert fill.hold is not None
-        fill.reading = self._reader.begin(fill.job.step, fill.job.samples, fill.hold, fill.slot)
+        reading = self._reader.begin(fill.job.step, fill.job.samples, fill.hold, fill.slot)
+        fill.begin_s = time.perf_counter() - began
+        fill.reading = reading
 
     def _finish(self, fill: _Fill, batch: Batch | None, is_last: bool, error: BaseException | None) -> None:
         with self._changed:
@@ -274,7 +297,7 @@ class BatchIterator:
     def __init__(self, ring: BatchRing, close_too: Callable[[], None] = lambda: None) -> None:
         self._ring = ring
         # One finalizer for both: the threads must have ended before what they read from is closed.
-        self._finalizer = weakref.finalize(self, _close_in_order, ring, close_too)
+        self._finalizer = Finalizer(self, partial(_close_in_order, ring, close_too))
 
     def __iter__(self) -> "BatchIterator":
         return self

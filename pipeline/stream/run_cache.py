@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -19,13 +19,17 @@ import numpy.typing as npt
 from pipeline.stream.byte_range import ByteRange
 from pipeline.stream.holding import Bytes, Hold, Int64s, Source
 from pipeline.stream.instruments import Meter
-from pipeline.stream.native import IN_MEMORY
+from pipeline.stream.local_files import OTHER_FILES, raise_limit
+from pipeline.stream.native import IN_MEMORY, NOWHERE
 from pipeline.stream.order import RUN_BYTES
 from pipeline.stream.table import SampleTable
-from sharding.errors import ConfigError, DataError
+from sharding.errors import ConfigError, DataError, StorageError
 
 FETCHES_IN_FLIGHT: Final = 16
 """At 30 ms to the first byte and 10 MB a range, 16 fill a 25 Gbit/s link."""
+MAX_COPIES: Final = 4
+"""So often a run is fetched again while it is held; then it is the object that is damaged."""
+_LOOK_UP_S: Final = 0.1
 REMEMBERED: Final = 1 << 18
 """Ranges whose samples are known without a look into an index: of 10 MB each, 2.6 TB."""
 Run = tuple[int, int]
@@ -81,20 +85,25 @@ class _Piece:
     wanted: ByteRange
     file: int
     brought: Brought
+    content: bytes | None
+    """As long as a piece is looked at, its bytes stay, whoever closes it."""
     address: int
 
     @classmethod
     def of(cls, wanted: ByteRange, file: int, brought: Brought) -> "_Piece":
         content = brought.content
         address = 0 if content is None else int(np.frombuffer(content, np.uint8).ctypes.data)
-        return cls(wanted, file, brought, address)
+        return cls(wanted, file, brought, content, address)
 
     def read(self, start: int, end: int) -> Bytes:
-        if self.brought.content is not None:
-            part = memoryview(self.brought.content)[start - self.wanted.start : end - self.wanted.start]
+        if self.content is not None:
+            part = memoryview(self.content)[start - self.wanted.start : end - self.wanted.start]
             return np.frombuffer(part, np.uint8)
         assert self.brought.descriptor is not None
-        content = os.pread(self.brought.descriptor, end - start, start - self.wanted.start)
+        try:
+            content = os.pread(self.brought.descriptor, end - start, start - self.wanted.start)
+        except OSError as error:
+            raise DataError(f"the cached copy of {self.wanted.path} cannot be read: {error.strerror}") from error
         if len(content) != end - start:
             raise DataError(f"the cached copy of {self.wanted.path} ends too early")
         return np.frombuffer(content, np.uint8)
@@ -140,6 +149,9 @@ class FetchedRuns(Source):
         self._cache = cache
         self._cache_bytes = cache_bytes
         self._meter = meter or Meter()
+        # A held run of a node cache is an open file, or one for each of its parts.
+        files_of_run = max(len(shard.data_files) for shard in table.shards)
+        self._most_held = (raise_limit(4 * OTHER_FILES) - OTHER_FILES) // files_of_run if cache else None
         self._run_samples = 1
         self._bytes = 0
         self._entries: OrderedDict[Run, _Entry] = OrderedDict()
@@ -148,6 +160,7 @@ class FetchedRuns(Source):
         self._file_numbers = {file.path: number for number, file in enumerate(table.files)}
         self._sample_of: dict[ByteRange, int] = {}
         self._closed = False
+        self._stop_fetching = getattr(fetch, "stop", lambda: None)
 
     def set_run_samples(self, run_samples: int) -> None:
         """Fetch runs of this many samples, or longer ones where the whole split fits into the cache."""
@@ -169,8 +182,11 @@ class FetchedRuns(Source):
         if self._cache is not None:
             self._cache.set_next_use(of_range)
 
-    def refuse_small_cache(self, num_streams: int, samples_per_stream: int) -> None:
-        """ConfigError when memory cannot hold so many samples of so many streams, which so would be fetched twice."""
+    def refuse_small_cache(self, num_streams: int, samples_per_stream: int, streams_of_node: int) -> None:
+        """ConfigError when memory cannot hold so many samples of so many streams, which so would be fetched twice.
+
+        With a folder on disk, when that cannot hold those of the streams of all ranks of the node.
+        """
         wanted = min(num_streams * samples_per_stream, len(self._table)) * self._sample_bytes
         if self._cache is None and wanted > self._max_bytes:
             raise ConfigError(
@@ -178,7 +194,7 @@ class FetchedRuns(Source):
                 f"cache_gib is {self._max_bytes / 2**30:.2f}; raise cache_gib, lower window_gib, or give cache_dir, "
                 "a folder on a local disk"
             )
-        node = wanted * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        node = min(streams_of_node * samples_per_stream, len(self._table)) * self._sample_bytes
         if self._cache is not None and node > self._cache_bytes:
             raise ConfigError(
                 f"the ranks of a node need {node / 2**30:.2f} GiB for their shuffle windows, cache_dir_gib is "
@@ -191,12 +207,14 @@ class FetchedRuns(Source):
         with self._lock:
             pending = sum(not entry.future.done() for entry in self._entries.values())
             acquired = sum(entry.num_bytes for entry in self._entries.values() if entry.users)
-        return pending >= 2 * FETCHES_IN_FLIGHT or acquired >= self._max_bytes
+            held = sum(1 for entry in self._entries.values() if entry.users)
+        is_full = acquired >= self._max_bytes or (self._most_held is not None and held >= self._most_held)
+        return pending >= 2 * FETCHES_IN_FLIGHT or is_full
 
     def hold(self, samples: Int64s) -> "RunHold":
         """Begin to fetch the runs of `samples` that are not there."""
         runs = self.runs_of(samples)
-        for run in set(runs):
+        for run in dict.fromkeys(runs):
             self._acquire(run)
         return RunHold(self, dict(zip(samples.tolist(), runs, strict=True)))
 
@@ -207,23 +225,33 @@ class FetchedRuns(Source):
         first = samples - (samples - begin) % self._run_samples
         return list(zip(first.tolist(), np.minimum(first + self._run_samples, end).tolist(), strict=True))
 
-    def pieces(self, run: Run) -> tuple["Future[tuple[_Piece, ...]]", tuple[_Piece, ...]]:
-        """What was brought of a run that is held, and by what; waits for it. Raises what fetching raised."""
+    def pieces(
+        self, run: Run, is_abandoned: Callable[[], bool]
+    ) -> tuple["Future[tuple[_Piece, ...]]", tuple[_Piece, ...]]:
+        """What was brought of a run that is held, and by what; waits for it, unless nobody wants it any more.
+
+        Raises what fetching raised, CancelledError when it was abandoned.
+        """
         with self._lock:
             future = self._entries[run].future
+        while not future.done():
+            if is_abandoned():
+                raise CancelledError
+            wait([future], timeout=_LOOK_UP_S)
         return future, future.result()
 
-    def renew(self, run: Run, damaged: "Future[tuple[_Piece, ...]]") -> None:
-        """Fetch a held run again, unless another thread has begun to."""
+    def renew(self, run: Run, damaged: "Future[tuple[_Piece, ...]]") -> bool:
+        """Fetch a held run again, unless another thread has begun to; False when that was done often enough."""
         with self._lock:
             entry = self._entries[run]
             if entry.future is not damaged:
-                return
+                return True
+            if len(entry.replaced) >= MAX_COPIES:
+                return False
             entry.replaced.append(damaged)
-            if self._cache is not None:
-                for piece in damaged.result():
-                    self._cache.discard(piece.wanted)
-            entry.future = self._pool.submit(self._bring, run)
+            # A second time past the disk, which may be what damages it.
+            entry.future = self._pool.submit(self._bring_anew, run, damaged.result(), len(entry.replaced) > 1)
+            return True
 
     def release(self, run: Run) -> None:
         """Undo one hold."""
@@ -232,7 +260,8 @@ class FetchedRuns(Source):
                 return
             entry = self._entries[run]
             entry.users -= 1
-            if not entry.users and self._cache is not None:
+            # Held no longer, a file is closed, and what nobody has begun to fetch is not fetched.
+            if not entry.users and (self._cache is not None or entry.future.cancel()):
                 self._drop(run)
             self._evict()
 
@@ -240,6 +269,7 @@ class FetchedRuns(Source):
         """Fetch nothing more, end the threads, let go of everything."""
         with self._lock:
             self._closed = True
+        self._stop_fetching()
         self._pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
             for run in list(self._entries):
@@ -248,23 +278,31 @@ class FetchedRuns(Source):
     def _acquire(self, run: Run) -> None:
         with self._lock:
             entry = self._entries.get(run)
-            if entry is None or entry.failed:
-                users = entry.users if entry else 0
-                if entry:
-                    self._drop(run)
+            if entry is None:
                 num_bytes = int((run[1] - run[0]) * self._sample_bytes)
-                entry = self._entries[run] = _Entry(self._pool.submit(self._bring, run), num_bytes, users)
+                entry = self._entries[run] = _Entry(self._pool.submit(self._bring, run), num_bytes)
                 self._bytes += num_bytes
+            elif entry.failed:  # its other copies may still be looked at
+                entry.future = self._pool.submit(self._bring, run)
             entry.users += 1
             self._entries.move_to_end(run)
             self._evict()
 
-    def _bring(self, run: Run) -> tuple[_Piece, ...]:
+    def _bring_anew(self, run: Run, damaged: tuple[_Piece, ...], past_cache: bool) -> tuple[_Piece, ...]:
+        try:
+            if self._cache is not None:
+                for piece in damaged:
+                    self._cache.discard(piece.wanted)
+        except StorageError:  # a disk that may only be read now
+            past_cache = True
+        return self._bring(run, past_cache)
+
+    def _bring(self, run: Run, past_cache: bool = False) -> tuple[_Piece, ...]:
         pieces: list[_Piece] = []
         try:
             for wanted in self._table.ranges(*run):
                 brought: Brought
-                if self._cache is None:
+                if self._cache is None or past_cache:
                     brought = InMemory(self._fetch(wanted))
                 else:
                     brought = self._cache.bring(wanted, lambda wanted=wanted: self._fetch(wanted))  # type: ignore[misc]
@@ -304,13 +342,16 @@ class RunHold(Hold):
         self._source = source
         self._runs = runs
         self._held = set(runs.values())
-        self._used: dict[Run, Future[tuple[_Piece, ...]]] = {}
+        self._used: dict[tuple[Run, int], Future[tuple[_Piece, ...]]] = {}
+        """By run and thread: what each has looked at, which so stays until `release`."""
+        self._waits: dict[int, float] = {}
+        self._is_abandoned = False
 
     def locate(
         self, samples: Int64s, files: npt.NDArray[np.int32], offsets: Int64s
     ) -> tuple[npt.NDArray[np.int32], Int64s]:
         """Places are offsets in a cached file, or addresses."""
-        descriptors = np.full(files.shape, IN_MEMORY, np.int32)
+        descriptors = np.full(files.shape, NOWHERE, np.int32)
         places = offsets.copy()
         rows: dict[Run, list[int]] = {}
         for row, sample in enumerate(samples.tolist()):
@@ -321,8 +362,8 @@ class RunHold(Hold):
                 inside = (files[here] == piece.file) & (part >= piece.wanted.start) & (part < piece.wanted.end)
                 base = piece.address - piece.wanted.start
                 places[here] = np.where(inside, part + base, places[here])
-                if piece.brought.descriptor is not None:
-                    descriptors[here] = np.where(inside, piece.brought.descriptor, descriptors[here])
+                found = IN_MEMORY if piece.brought.descriptor is None else piece.brought.descriptor
+                descriptors[here] = np.where(inside, found, descriptors[here])
         return descriptors, places
 
     def read_range(self, sample: int, file: int, start: int, end: int) -> Bytes:
@@ -335,20 +376,26 @@ class RunHold(Hold):
     def renew(self, sample: int) -> bool:
         """Fetch the sample's run again."""
         run = self._runs[sample]
-        self._source.renew(run, self._used[run])
-        return True
+        return self._source.renew(run, self._used[run, threading.get_ident()])
 
     def release(self) -> None:
         """The runs may go."""
         held, self._held = self._held, set()
+        self._used.clear()
         for run in held:
             self._source.release(run)
 
+    def abandon(self) -> None:
+        """Threads that wait for a run give up."""
+        self._is_abandoned = True
+
     def _pieces(self, run: Run) -> tuple[_Piece, ...]:
         began = time.perf_counter()
-        future, pieces = self._source.pieces(run)
-        self.waited_s = max(self.waited_s, time.perf_counter() - began)
-        self._used[run] = future
+        future, pieces = self._source.pieces(run, lambda: self._is_abandoned)
+        thread = threading.get_ident()
+        waited_s = self._waits[thread] = self._waits.get(thread, 0.0) + time.perf_counter() - began
+        self.waited_s = max(self.waited_s, waited_s)
+        self._used[run, thread] = future
         return pieces
 
 

@@ -69,9 +69,19 @@ class SampleTable:
     """N samples of a split in the order of shards and records, with A arrays in the manifest's order."""
 
     def __init__(
-        self, store: Store, manifest: Manifest, split: str, *, data: Store | None = None, kept_bytes: int = KEPT_BYTES
+        self,
+        store: Store,
+        manifest: Manifest,
+        split: str,
+        *,
+        data: Store | None = None,
+        kept_bytes: int = KEPT_BYTES,
+        open_runs: int = 0,
     ) -> None:
-        """The indexes are in `store`, the payloads in `data`, by default the same."""
+        """The indexes are in `store`, the payloads in `data`, by default the same.
+
+        Records of at least as many shards are kept as there are runs open at a time, whatever `kept_bytes` is.
+        """
         self.shards = manifest.shards_of(split)
         self.arrays = manifest.arrays
         self.num_labels = len(manifest.labels)
@@ -87,7 +97,7 @@ class SampleTable:
         # Records lie in places of equal size, one a shard; pages of a place that was never used take no memory.
         self._place_size = max(shard.samples for shard in self.shards)
         wanted = kept_bytes // (self._place_size * self._type.itemsize)
-        self._num_places = min(max(wanted, 2), len(self.shards))
+        self._num_places = min(max(wanted, open_runs * 5 // 4, 2), len(self.shards))
         self._records: Records = np.empty(self._num_places * self._place_size, self._type)
         self._bytes = self._records.view(np.uint8).reshape(len(self._records), self._type.itemsize)
         self._place_of: Int64s = np.full(len(self.shards), -1)
@@ -206,7 +216,8 @@ class SampleTable:
         index = _checked_index(self._store, shard)
         name = self._store.name(shard.index_path)
         names = [spec.name for spec in self.arrays]
-        unknown = set(index.arrays) - set(names) - set(RIDERS)
+        # Riders of our own shards are left out of the manifest by the stream; an index may call them anything.
+        unknown = set() if index.version == FOREIGN_VERSION else set(index.arrays) - set(names) - set(RIDERS)
         if unknown:
             raise DataError(f"shard {shard.path} has the array '{min(unknown)}', which its manifest does not know")
         own = index.records

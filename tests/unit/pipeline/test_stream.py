@@ -425,7 +425,9 @@ def test_a_batch_that_is_not_held_is_written_again(made):
 def test_threads_take_turns_more_often_only_while_batches_are_read(made):
     before = sys.getswitchinterval()
     with open_stream(made) as stream, open_stream(made) as other:
-        next(iter(stream))
-        next(iter(other))
+        batches, others = iter(stream), iter(other)
+        next(batches), next(others)
+        assert sys.getswitchinterval() < before
+        others.close()
         assert sys.getswitchinterval() < before
     assert sys.getswitchinterval() == before

@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+from dataclasses import replace
 from itertools import islice
 
 import fsspec
@@ -89,6 +90,9 @@ def test_order_reads_no_pixel_and_finds_the_samples_in_their_shards(made, capsys
         (("order", "--step", "0", "--global-batch", "8", "--ranks", "2", "--rank", "2"), 2, "rank 2 is not one of"),
         (("order", "--step", "0", "--global-batch", "9", "--ranks", "2"), 2, "take 8 or 10"),
         (("shuffle", "--split", "dev"), 1, "it has train"),
+        (("shuffle", "--groups", "-1"), 2, "groups is -1"),
+        (("order", "--step", "0", "--global-batch", "8", "--ranks", "2", "--groups", "-1"), 2, "groups is -1"),
+        (("bench", "--groups", "-1"), 2, "groups is -1"),
         (("shuffle", "--ranks", "6", "--nodes", "4"), 2, "do not fill 4 nodes"),
         (("bench", "--batch-size", "0"), 2, "--batch-size is 0"),
         (("bench", "--threads", "0"), 2, "threads is 0"),
@@ -167,7 +171,7 @@ def test_sums_are_counted_from_the_first_batch_on(made):
 def test_defaults_are_those_of_the_stream():
     config = {f.name: f.default for f in StreamConfig.__dataclass_fields__.values()}
     bench = parse_arguments(["bench", "x"])
-    for name in ("split", "seed", "threads", "window_gib", "cache_gib", "cache_dir", "client"):
+    for name in ("split", "seed", "threads", "window_gib", "groups", "cache_gib", "cache_dir", "client"):
         assert getattr(bench, name) == config[name]
     assert bench.tflops == TFLOPS
     shuffle = parse_arguments(["shuffle", "x"])
@@ -186,3 +190,40 @@ def test_models_are_those_of_the_data(tmp_path):
     assert model.samples_per_s == pytest.approx(100e12 / flops)
     tiny = make(tmp_path / "tiny", (2,), pixels=12)
     assert models_for(tiny.manifest, PRESETS, 100.0) == ()
+
+
+def test_models_go_by_bands_whatever_arrays_are_called(tmp_path):
+    made = make(tmp_path / "pairs", (2,), pixels=24)
+    radar, *optical = made.manifest.arrays
+    renamed = replace(
+        made.manifest,
+        arrays=(replace(radar, name="radar"), *(replace(a, name=f"optical{n}") for n, a in enumerate(optical))),
+    )
+    models = models_for(made.manifest, ("vit_s",), 100.0)
+    assert models_for(renamed, ("vit_s",), 100.0) == models
+    (alone,) = models_for(replace(renamed, arrays=renamed.arrays[:1]), ("vit_s",), 100.0)
+    assert alone.train_gflop < 0.7 * models[0].train_gflop
+    unknown = replace(radar, name="s1", bands=("elevation",))
+    assert models_for(replace(renamed, arrays=(unknown,)), ("vit_s",), 100.0) == ()
+
+
+def test_groups_are_those_of_the_stream_in_every_command(made, capsys):
+    arguments = ("--groups", "3", "--window-gib", "1e-5")
+    config = StreamConfig(url=made.url, global_batch=12, groups=3, window_gib=1e-5)
+    with Stream(config, 1, 3) as stream:
+        keys, settings = take(stream, 1)[0].keys, stream.order.settings
+    told = run_json(capsys, "shuffle", made.url, "--global-batch", "12", "--ranks", "3", "--batches", "2", *arguments)
+    assert told["order"] == {name: getattr(settings, name) for name in told["order"]}
+    assert told["order"]["num_groups"] == 3
+    step = ("order", made.url, "--step", "0", "--global-batch", "12", "--ranks", "3", "--rank", "1")
+    assert [sample["key"] for sample in run_json(capsys, *step, *arguments)["samples"]] == keys
+    assert [sample["key"] for sample in run_json(capsys, *step, "--window-gib", "1e-5")["samples"]] != keys
+    told = run_json(capsys, "bench", made.url, "--batch-size", "4", "--ranks", "3", "--seconds", "0.1", *arguments)
+    assert told["measured"]["settings"]["stream"]["groups"] == 3
+
+
+def test_bench_refuses_a_gpu_beyond_those_there(made, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert exit_code(main, ["bench", made.url, "--device", "cuda:7"]) == 2
+    assert "no device 'cuda:7'; it has 1, counted from cuda:0" in capsys.readouterr().err
