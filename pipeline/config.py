@@ -16,6 +16,7 @@ import yaml
 from pipeline.data_settings import DataSettings
 from pipeline.errors import ConfigError
 from pipeline.stream.mixture_config import check_mixture, with_first_of_mixture
+from pipeline.stream.shares import MIN_TEMPERATURE
 
 _FORBID: dict[str, Any] = {"extra": "forbid"}
 
@@ -337,6 +338,7 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
         "run.threads": (settings.run.threads >= 0, "0 (choose for me) or more"),
         "run.timeout_s": (settings.run.timeout_s > 0, "above 0"),
         "train.seed": (0 <= train.seed < 2**63, "0 or more and below 2^63"),
+        "data.temperature": (settings.data.temperature >= MIN_TEMPERATURE, f"{MIN_TEMPERATURE} or more"),
         "data.reader": (not settings.data.mixture or settings.data.reader == "exact", "exact to read a mixture"),
         "data.threads": (settings.data.threads >= 1, "1 or more"),
         "data.prefetch": (settings.data.prefetch >= 1, "1 or more"),

@@ -13,9 +13,9 @@ class DataSettings:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     url: str
-    """Data set made by sharding.build: a folder or s3://..., with manifest.json."""
+    """Data set made by sharding.build or indexed by sharding.index: a folder or s3://..., with manifest.json."""
     split: str = "train"
-    """Split to train on."""
+    """Split to train on. Of a mixture each data set has its own, and this is the one that evaluations use."""
     mixture: tuple[MixtureMember, ...] = ()
     """Train on several data sets at once, each {url, split, weight, name}; evaluations use url, then, or the first."""
     temperature: float = 1.0

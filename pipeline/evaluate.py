@@ -167,6 +167,8 @@ def evaluate(name: str, run_dir_or_checkpoint: str, overrides: list[str]) -> tup
         "step": frozen.step,
         "data_url": settings.data.url,
         "data_fingerprint": frozen.manifest.fingerprint,
+        "normalised_over": frozen.normalised_over,
+        "absent_bands": list(frozen.absent_bands),
     }
     result = about | _EVALUATIONS[name][0](frozen, settings, folder)
     folder.mkdir(exist_ok=True)
@@ -196,6 +198,8 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(result, indent=1))
     else:
         print("\n".join(_EVALUATIONS[arguments.evaluation][1](result)))
+        if result["absent_bands"]:
+            print(f"the data set lacks {', '.join(result['absent_bands'])}: absent from all samples")
         print(f"written to {path}")
     return 0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.data_settings import DataSettings
 from pipeline.weights import load_model
-from sharding.manifest import Manifest
+from sharding.manifest import ALL_SPLITS, Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +26,27 @@ class FrozenModel:
     device: Any
 
     @property
-    def modalities(self) -> tuple[str, ...]:
-        """Names of the model's modalities, in its order."""
-        return tuple(modality.name for modality in self.model.config.modalities)
+    def given(self) -> tuple[str, ...]:
+        """Names of those of the model's modalities of which the data set has a band, in its order."""
+        bands = set(self.manifest.bands)
+        return tuple(modality.name for modality in self.model.config.modalities if bands & set(modality.bands))
+
+    @property
+    def absent_bands(self) -> tuple[str, ...]:
+        """Bands of the model that the data set lacks: 0 and not valid."""
+        asked = (band for modality in self.model.config.modalities for band in modality.bands)
+        return tuple(band for band in asked if band not in self.manifest.bands)
+
+    @property
+    def normalised_over(self) -> str:
+        """What the statistics that images are normalised with are of: the data set's split `train`, or `all`."""
+        return "train" if self.manifest.statistics.get("train") else ALL_SPLITS
 
     def batches(self, split: str, batch_size: int) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
         """Each sample of `split` once, in the order of the index: the batch, its images and its valid bands.
 
-        Images are float32 (b, bands, size, size), normalised as in training; all lies on the device.
+        Images are float32 (b, bands, size, size), normalised with the statistics of this data set, which need not be
+        the one trained on: those of its split train, or of everything where there is none. All lies on the device.
         """
         from pipeline.stream.exact import evaluation_batches
 
@@ -58,7 +71,9 @@ class FrozenModel:
 def open_frozen(run_dir_or_checkpoint: str, data: DataSettings, device: str) -> FrozenModel:
     """The newest model of a run (or the given checkpoint) on `device`, before the data set of `data`.
 
-    Raises CheckpointError or DataError when one of the two is not there or not whole.
+    A model that was trained on a mixture takes a data set that lacks some of its bands, as those of the mixture may;
+    another model does not. Raises CheckpointError or DataError when one of the two is not there or not whole, and
+    ConfigError when they do not fit.
     """
     from pipeline.distributed import choose_device
     from pipeline.stream.exact import read_image_manifest
@@ -74,6 +89,7 @@ def open_frozen(run_dir_or_checkpoint: str, data: DataSettings, device: str) -> 
         config.image_size,
         flips=False,
         upsample=data.upsample,
+        absent_bands=bool(data.mixture),
     )
     return FrozenModel(
         model=loaded.model,

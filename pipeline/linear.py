@@ -71,7 +71,7 @@ class Features:
     num_unlabelled: int
     """Samples left out because they have no label."""
     num_incomplete: int
-    """Samples left out because they have no band of one of the modalities."""
+    """Samples left out because they have no band of a modality that others of the data set have."""
 
 
 def probe(frozen: "FrozenModel", settings: ProbeSettings) -> dict[str, Any]:
@@ -124,10 +124,13 @@ def probe(frozen: "FrozenModel", settings: ProbeSettings) -> dict[str, Any]:
 
 
 def collect_features(frozen: "FrozenModel", split: str, batch_size: int) -> Features:
-    """Features and labels of every labelled, complete sample of `split`; DataError when there is none."""
+    """Features and labels of every labelled, complete sample of `split`; DataError when there is none.
+
+    Complete: with a band of each modality that the data set has at all.
+    """
     import torch
 
-    modalities = frozen.modalities
+    modalities = frozen.given
     sets: dict[str, tuple[str, ...]] = {name: (name,) for name in modalities}
     if len(modalities) > 1:
         sets["+".join(modalities)] = modalities

@@ -22,7 +22,7 @@ _PANELS: Final = {
     "s1": ("Sentinel-1 VV", ("VV",)),
     "s2": ("Sentinel-2 true colour (B04, B03, B02)", ("B04", "B03", "B02")),
 }
-"""What a picture shows of a modality; of others, its first band."""
+"""What a picture shows of a modality; where these are not there, its first band that is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,10 @@ class ReconstructionSettings:
 
 
 def measure(frozen: "FrozenModel", settings: ReconstructionSettings) -> dict[str, Any]:
-    """Losses by split, as they are printed and stored; DataError names a split that does not exist."""
+    """Losses by split, as they are printed and stored; DataError names a split that does not exist.
+
+    Of the modalities of which the data set has a band; the total is over these.
+    """
     splits = settings.splits or tuple(
         dict.fromkeys((frozen.data.split, *(name for name in COMMON_SPLITS if name in frozen.manifest.splits)))
     )
@@ -58,7 +61,7 @@ def measure(frozen: "FrozenModel", settings: ReconstructionSettings) -> dict[str
     return {
         "seed": settings.seed,
         "mask_ratio": frozen.model.config.mask_ratio,
-        "modalities": list(frozen.modalities),
+        "modalities": list(frozen.given),
         "splits": {split: _measure_split(frozen, split, settings) for split in splits},
     }
 
@@ -67,14 +70,14 @@ def _measure_split(frozen: "FrozenModel", split: str, settings: ReconstructionSe
     import torch
 
     num_samples = 0
-    sums: dict[str, dict[str, float]] = {key: dict.fromkeys(frozen.modalities, 0.0) for key in ("model", "shuffled")}
-    constants = {name: ConstantPredictor() for name in frozen.modalities}
+    sums: dict[str, dict[str, float]] = {key: dict.fromkeys(frozen.given, 0.0) for key in ("model", "shuffled")}
+    constants = {name: ConstantPredictor() for name in frozen.given}
     for batch, images, valid in frozen.batches(split, settings.batch_size):
         draws = _draws(batch, settings.seed)
         with torch.inference_mode():
             output = frozen.model(images, draws, valid)
             shuffled = frozen.model(images, draws, valid, shuffle_visible=True)
-            for name in frozen.modalities:
+            for name in frozen.given:
                 target = masked_targets(frozen.model.config, images[name], valid[name], output.masks[name])
                 constants[name].add(target, valid[name])
                 sums["model"][name] += float(output.losses[name]) * len(batch)
@@ -87,9 +90,7 @@ def _measure_split(frozen: "FrozenModel", split: str, settings: ReconstructionSe
         key: {name: total / num_samples for name, total in of_modality.items()} for key, of_modality in sums.items()
     } | {"band_mean": {name: constant.loss(fit=relative) for name, constant in constants.items()}}
     for of_modality in losses.values():
-        of_modality["total"] = sum(
-            frozen.model.config.loss_weight(name) * of_modality[name] for name in frozen.modalities
-        )
+        of_modality["total"] = sum(frozen.model.config.loss_weight(name) * of_modality[name] for name in frozen.given)
     return {"samples": num_samples, **losses}
 
 
@@ -158,9 +159,12 @@ def store_pictures(frozen: "FrozenModel", settings: ReconstructionSettings, path
     panels, arrays = [], {}
     for modality in frozen.model.config.modalities:
         name = modality.name
+        there = tuple(band for band in modality.bands if band in frozen.manifest.bands)
+        if not there:
+            continue
         title, bands = _PANELS.get(name, ("", ()))
-        if not bands or not set(bands) <= set(modality.bands):
-            bands = modality.bands[:1]
+        if not bands or not set(bands) <= set(there):
+            bands = there[:1]
             title = f"{name} {bands[0]}"
         panels.append({"name": name, "title": title, "bands": bands, "units": _units(frozen, bands[0])})
         channels = [modality.bands.index(band) for band in bands]

@@ -68,6 +68,8 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     metrics = read_lines(run_dir / "metrics.jsonl")
     events = read_events(run_dir)
     reconstruction = _read_json(run_dir / "evaluation" / "reconstruction.json")
+    is_mixture = bool(settings.data.mixture)
+    about = _read_json(run_dir / "environment.json")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -80,9 +82,11 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         run_dir=str(run_dir),
         settings=settings,
         settings_text=(run_dir / "config.yaml").read_text(),
-        environment=_read_json(run_dir / "environment.json"),
+        environment=about,
+        trained=fingerprints(about, settings.data.url),
         data=describe_data(settings.data.url),
-        loss=describe_loss(metrics, events, reconstruction, settings.data.split),
+        # Of a mixture, the baselines are those of one of its data sets, the curve is that of all.
+        loss=describe_loss(metrics, events, None if is_mixture else reconstruction, settings.data.split),
         throughput=describe_throughput(metrics),
         reconstruction=reconstruction,
         pictures=describe_pictures(run_dir / "evaluation" / "reconstructions.npz"),
@@ -94,6 +98,15 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, html)
     return path
+
+
+def fingerprints(environment: dict[str, Any] | None, url: str) -> list[str]:
+    """Of what the run was trained on at `url`; of a mixture, nothing when none of its data sets lies there."""
+    if not environment:
+        return []
+    if members := environment.get("mixture"):
+        return [m["fingerprint"] for m in members.values() if m["url"].rstrip("/") == url.rstrip("/")]
+    return [environment["data_fingerprint"]] if environment.get("data_fingerprint") else []
 
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:

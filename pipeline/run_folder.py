@@ -35,6 +35,7 @@ FIXED_KEYS = (
     "data.flips",
     "data.upsample",
     "data.window_gib",
+    "data.groups",
     "train.global_batch",
     "train.seed",
     "engine.name",

@@ -2,7 +2,7 @@
 
 Per band: (stored + radiometric offset) * scale is the value in units; minus the mean, divided by the standard
 deviation of the data set's statistics it is the input. Bands are asked for by name. A band that a sample lacks is 0,
-which is the mean, and so is a pixel without data.
+which is the mean, and so is a pixel without data, or one that is no finite number.
 
 Shape legend: B batch, C bands asked for, P pixels of the stored patch's side, S of the image's side.
 """
@@ -32,13 +32,29 @@ class ImageTransform:
         *,
         flips: bool = True,
         upsample: Literal["nearest", "bilinear"] = "nearest",
+        absent_bands: bool = False,
     ) -> None:
+        """For a data set and the bands asked for, by modality; ConfigError when they cannot be given.
+
+        With `absent_bands`, a band that the data set lacks is absent from all samples: 0, and not valid. Without, it is
+        refused, as is a data set that has none of the bands.
+        """
         self._order = [spec.name for spec in manifest.arrays]
-        self._modalities = {name: [_Band(manifest, name, band) for band in bands] for name, bands in modalities}
+        lacking = set[str]()
+        if absent_bands:
+            asked = {band for _, bands in modalities for band in bands}
+            lacking = asked - set(manifest.bands)
+            if lacking == asked:
+                there = ", ".join(manifest.bands)
+                raise ConfigError(f"no band that the model asks for is there, only {there}; leave the data set out")
+        self._modalities = {
+            name: [None if band in lacking else _Band(manifest, name, band) for band in bands]
+            for name, bands in modalities
+        }
         self._image_size = image_size
         self._flips = flips
         self._upsample = upsample
-        used = [band.spec for bands in self._modalities.values() for band in bands]
+        used = [band.spec for bands in self._modalities.values() for band in bands if band is not None]
         self._patch_size = max(spec.height for spec in manifest.arrays)
         for spec in used:
             if spec.height != spec.width or self._patch_size % spec.height:
@@ -61,7 +77,7 @@ class ImageTransform:
         images, valid = {}, {}
         window = self._windows(batch, random)
         for name, bands in self._modalities.items():
-            valid_BC = torch.stack([batch.present[b.spec.name][:, b.plane] for b in bands], dim=1)
+            valid_BC = torch.stack([_present(batch, band) for band in bands], dim=1)
             image_BCPP = torch.stack([self._plane(batch, band) for band in bands], dim=1)
             mean_C, std_C = self._statistics(name, image_BCPP.device)
             image_BCPP = (image_BCPP - mean_C) / std_C
@@ -73,24 +89,31 @@ class ImageTransform:
         return images, valid
 
     def denormalise(self, modality: str, images: Tensor) -> Tensor:
-        """Images (..., C, S, S) of a modality in the data set's units (dB, digital numbers)."""
+        """Images (..., C, S, S) of a modality in the data set's units (dB, digital numbers).
+
+        A band that the data set lacks has no units there and stays as it is.
+        """
         mean_C, std_C = self._statistics(modality, images.device)
         return images * std_C + mean_C
 
-    def _plane(self, batch: Batch, band: "_Band") -> Tensor:
+    def _plane(self, batch: Batch, band: "_Band | None") -> Tensor:
+        if band is None:
+            return torch.zeros((len(batch), self._patch_size, self._patch_size), device=batch.sample_id.device)
         stored_BPP = batch.arrays[band.spec.name][:, band.plane].float()
         offset_B = batch.radiometric_offset[:, self._order.index(band.spec.name)]
         value_BPP = (stored_BPP + offset_B[:, None, None]) * band.spec.scale
         if band.spec.nodata is not None:
             value_BPP = torch.where(stored_BPP == band.spec.nodata, band.mean, value_BPP)
+        if batch.arrays[band.spec.name].is_floating_point():
+            value_BPP = torch.where(value_BPP.isfinite(), value_BPP, band.mean)
         if band.spec.height == self._patch_size:
             return value_BPP
         return functional.interpolate(value_BPP[:, None], size=(self._patch_size,) * 2, mode=self._upsample)[:, 0]
 
     def _statistics(self, modality: str, device: torch.device) -> tuple[Tensor, Tensor]:
         bands = self._modalities[modality]
-        mean_C = torch.tensor([band.mean for band in bands], dtype=torch.float32, device=device)
-        std_C = torch.tensor([band.std for band in bands], dtype=torch.float32, device=device)
+        mean_C = torch.tensor([band.mean if band else 0.0 for band in bands], dtype=torch.float32, device=device)
+        std_C = torch.tensor([band.std if band else 1.0 for band in bands], dtype=torch.float32, device=device)
         return mean_C[:, None, None], std_C[:, None, None]
 
     def _windows(self, batch: Batch, random: CounterRandom | None) -> tuple[Tensor, Tensor]:
@@ -123,23 +146,17 @@ class MixtureTransform:
         upsample: Literal["nearest", "bilinear"] = "nearest",
     ) -> None:
         """For data sets by name; ConfigError names the data set that cannot work, or the band that none has."""
-        self._modalities = {name: tuple(bands) for name, bands in modalities}
-        self._image_size = image_size
+        self._modalities = [name for name, _ in modalities]
         self._transforms: dict[str, ImageTransform] = {}
-        self._bands: dict[str, dict[str, list[str]]] = {}
-        """By data set and modality: the bands asked for that it has."""
         for dataset, manifest in manifests.items():
-            own = {name: [band for band in bands if band in manifest.bands] for name, bands in self._modalities.items()}
-            asked = [(name, bands) for name, bands in own.items() if bands]
             try:
-                if not asked:
-                    raise ConfigError("it has no band that the model asks for; leave it out")
-                transform = ImageTransform(manifest, asked, image_size, flips=flips, upsample=upsample)
+                self._transforms[dataset] = ImageTransform(
+                    manifest, modalities, image_size, flips=flips, upsample=upsample, absent_bands=True
+                )
             except ConfigError as error:
                 raise ConfigError(f"data set {dataset} of the mixture: {error}") from error
-            self._transforms[dataset], self._bands[dataset] = transform, own
-        for name, bands in self._modalities.items():
-            missing = [band for band in bands if not any(band in own[name] for own in self._bands.values())]
+        for name, bands in modalities:
+            missing = [band for band in bands if not any(band in manifest.bands for manifest in manifests.values())]
             if missing:
                 raise ConfigError(f"modality {name} asks for band {missing[0]}, which no data set of the mixture has")
 
@@ -147,24 +164,10 @@ class MixtureTransform:
         """As `ImageTransform`, by the batch's slots; `random` must be keyed by the batch's epochs and positions."""
         made = []
         for name, part, keys in zip(batch.names, batch.parts, batch.draw_keys, strict=True):
-            made.append(self._transform(name, part, None if random is None else CounterRandom(random.seed, *keys)))
+            own_random = None if random is None else CounterRandom(random.seed, *keys)
+            made.append(self._transforms[name](part, own_random))
         images = {name: batch.join([own[name] for own, _ in made]) for name in self._modalities}
         valid = {name: batch.join([own[name] for _, own in made]) for name in self._modalities}
-        return images, valid
-
-    def _transform(
-        self, dataset: str, part: Batch, random: CounterRandom | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        images, valid = self._transforms[dataset](part, random)
-        device = part.sample_id.device
-        plane_BSS = torch.zeros((len(part), self._image_size, self._image_size), device=device)
-        absent_B = torch.zeros(len(part), dtype=torch.bool, device=device)
-        for name, bands in self._modalities.items():
-            own = self._bands[dataset][name]
-            if len(own) < len(bands):
-                places = [own.index(band) if band in own else None for band in bands]
-                images[name] = torch.stack([plane_BSS if c is None else images[name][:, c] for c in places], dim=1)
-                valid[name] = torch.stack([absent_B if c is None else valid[name][:, c] for c in places], dim=1)
         return images, valid
 
 
@@ -180,6 +183,12 @@ def dihedral(images_BCSS: Tensor, element_B: Tensor) -> Tensor:
     images_BCSS = torch.where(chosen(0), images_BCSS.transpose(-1, -2), images_BCSS)
     images_BCSS = torch.where(chosen(1), images_BCSS.flip(-2), images_BCSS)
     return torch.where(chosen(2), images_BCSS.flip(-1), images_BCSS)
+
+
+def _present(batch: Batch, band: "_Band | None") -> Tensor:
+    if band is None:
+        return torch.zeros(len(batch), dtype=torch.bool, device=batch.sample_id.device)
+    return batch.present[band.spec.name][:, band.plane]
 
 
 def _cut(images_BCPP: Tensor, row_B: Tensor, column_B: Tensor, size: int) -> Tensor:

@@ -49,6 +49,8 @@ RIDERS: Final[tuple[str, ...]] = tuple(
 CLASS_ARRAYS: Final = ("lulc", "cloud_mask", "reference_map", "land_cover", "label_map")
 """Riders whose numbers are classes: counted one by one, never averaged."""
 
+_CLASS_BANDS: Final = frozenset(band for array in CLASS_ARRAYS for band in ARRAY_BANDS[array])
+
 
 def array_of(band: str) -> str:
     """The array that stores `band`; KeyError if there is no such band."""
@@ -56,6 +58,11 @@ def array_of(band: str) -> str:
         if band in bands:
             return array
     raise KeyError(band)
+
+
+def are_classes(bands: tuple[str, ...], units: str) -> bool:
+    """Whether the numbers of an array are classes; its name does not tell, for archives have names of their own."""
+    return units == "class" or _CLASS_BANDS.issuperset(bands)
 
 
 def presence_mask(bands: tuple[str, ...] | list[str]) -> int:

@@ -127,7 +127,7 @@ def write_statistics(store: Store, results: Iterable[ShardResult], base: Manifes
         if result.spec is None:
             continue
         error_db = max(error_db, result.s1_error_db)
-        for split in (result.spec.split, ALL_SPLITS):
+        for split in (result.spec.split, ALL_SPLITS) if result.moments else ():
             total = merged.setdefault(split, {})
             for band, moments in result.moments.items():
                 total[band] = total[band] + moments if band in total else moments

@@ -23,12 +23,15 @@ from sharding.foreign_shard import (
     IndexJob,
     IndexResult,
     IndexTask,
+    checksum_of,
     files_digest,
     open_once,
     read_result,
     require_unique,
+    spread,
 )
 from sharding.foreign_store import output_url, relative_data_url
+from sharding.foreign_subsets import drop_subsets
 from sharding.manifest import (
     BUILD_NAME,
     MANIFEST_NAME,
@@ -52,6 +55,11 @@ EXPECTED: Final = (*ASKED_FOR, MISSING_HALF, OFFSET)
 """Reasons to leave a sample out that published archives give: told, and no failure."""
 _PROBED: Final = 5
 _MAX_PROBES: Final = 64
+_TRAIN: Final = "train"
+_UNCHECKED: Final = (
+    "no payload has a checksum, for a tar has none and --headers-only reads no pixels: bytes that are damaged later "
+    "stream unnoticed; index it without --headers-only to have them checked"
+)
 _PACKAGES: Final = ("fsspec", "google-crc32c", "numcodecs", "numpy", "pyarrow")
 
 
@@ -91,17 +99,21 @@ def index_archive(
     with commit.building(store):
         arrays = _probe(_probed(source, root, options), plan.shards)
         job = IndexJob(source=source, root=root, options=options, arrays=arrays, out=out)
+        # What it points to is about to change or to go; without a manifest there is no data set.
+        store.remove(MANIFEST_NAME)
         results = _index_shards(store, job, plan, workers)
         refused = [*plan.found.refused, *(refusal for result in results for refusal in result.refused)]
         bad = commit.write_bad(store, refused)
         _require_enough(results, refused, max_bad, bad)
         manifest = _manifest(store, job, plan, results)
-        figures = _figures(plan, manifest, results, refused, time.time() - started)
+        figures = _figures(job, plan, manifest, results, refused, time.time() - started)
         _remove_strays(store, manifest, plan)
+        dropped = drop_subsets(store, manifest)
         build = _provenance(job, plan, figures, command, started)
         store.write(BUILD_NAME, (json.dumps(build, indent=1, sort_keys=True) + "\n").encode())
         store.write(MANIFEST_NAME, dump_manifest(manifest))
-    return {**figures, "out": out}, False
+    # A note of this run only: build.json keeps those of the index.
+    return {**figures, "notes": [*figures["notes"], *_notes_of(dropped)], "out": out}, False
 
 
 def _plan(source: str, root: str, out: str, options: IndexOptions) -> _Plan:
@@ -177,15 +189,10 @@ def _probe(archive: Archive, shards: list[ArchiveShard]) -> tuple[ArraySpec, ...
 
 def _index_shards(store: Store, job: IndexJob, plan: _Plan, workers: int) -> list[IndexResult]:
     """The results of all shards in their order, with what an earlier run has done."""
-    count, sampled = len(plan.shards), job.options.statistics_from
+    count = len(plan.shards)
     tasks = [
-        IndexTask(
-            job=job,
-            shard=shard,
-            facts=None,
-            sampled=(number + 1) * sampled // count - number * sampled // count,
-        )
-        for number, shard in enumerate(plan.shards)
+        IndexTask(job=job, shard=shard, facts=None, sampled=sampled)
+        for shard, sampled in zip(plan.shards, _quotas(plan.shards, job.options.statistics_from), strict=True)
     ]
     results: dict[str, IndexResult] = {}
     for task in tasks:
@@ -194,15 +201,25 @@ def _index_shards(store: Store, job: IndexJob, plan: _Plan, workers: int) -> lis
     todo = [task for task in tasks if task.shard.name not in results]
     if results:
         print(f"{len(results)} of {count} shards are indexed already", file=sys.stderr)
-    if todo and store.exists(MANIFEST_NAME):
-        # What it points to is about to change; without a manifest there is no data set.
-        store.remove(MANIFEST_NAME)
     with_facts: Iterator[IndexTask] = (replace(task, facts=plan.archive.facts(task.shard)) for task in todo)
     with tqdm(total=len(todo), unit="shard", disable=not sys.stderr.isatty()) as bar:
         for result in run_index_tasks(with_facts, min(workers, len(todo))):
             results[result.name] = result
             bar.update()
     return [results[task.shard.name] for task in tasks]
+
+
+def _quotas(shards: list[ArchiveShard], wanted: int) -> list[int]:
+    """How many samples of each shard are read for the statistics, `wanted` in all: of train, if there is one.
+
+    Inputs are normalised with the statistics of train (`Manifest.training_statistics`).
+    """
+    drawn = [number for number, shard in enumerate(shards) if shard.split == _TRAIN] or list(range(len(shards)))
+    quotas = [0] * len(shards)
+    more = spread(len(drawn), wanted % len(drawn))
+    for place, number in enumerate(drawn):
+        quotas[number] = wanted // len(drawn) + (place in more)
+    return quotas
 
 
 def _require_enough(results: list[IndexResult], refused: list[Refusal], max_bad: int, bad: str) -> None:
@@ -228,6 +245,12 @@ def _manifest(store: Store, job: IndexJob, plan: _Plan, results: list[IndexResul
         (spec.index_path, parse_index(store.read(spec.index_path), spec.index_path).records) for spec in specs
     )
     counted = commit.write_statistics(store, _with_statistics(store, job, plan, results), None)
+    if not counted.training_statistics:
+        raise DataError(
+            f"none of the {sum(result.sampled for result in results)} samples that were to be read for the statistics "
+            "can be used, and without statistics no input can be normalised; raise --statistics-from, or leave "
+            "--headers-only out"
+        )
     levels = sorted({level for result in results for level in result.levels.get(job.source, [])})
     source = SourceSpec(
         name=job.source,
@@ -270,15 +293,28 @@ def _remove_strays(store: Store, manifest: Manifest, plan: _Plan) -> None:
                 store.remove(path)
 
 
+def _notes_of(dropped: list[str]) -> list[str]:
+    if not dropped:
+        return []
+    return [f"the subsets {', '.join(dropped)} were of another index and are removed; choose again by sharding.subset"]
+
+
 def _figures(
-    plan: _Plan, manifest: Manifest, results: list[IndexResult], refused: list[Refusal], seconds: float
+    job: IndexJob,
+    plan: _Plan,
+    manifest: Manifest,
+    results: list[IndexResult],
+    refused: list[Refusal],
+    seconds: float,
 ) -> dict[str, Any]:
     notes = plan.found.counts.copy()
     for result in results:
         notes.update(result.notes)
+    if checksum_of(job) == "none":
+        notes[_UNCHECKED] += 1
     index_bytes = sum(spec.index_bytes + spec.metadata_bytes for spec in manifest.shards)
     samples = sum(manifest.splits.values())
-    read = samples if not plan.archive.options.headers_only else sum(result.sampled for result in results)
+    read = sum(result.read for result in results) if job.options.headers_only else samples
     return {
         "samples": samples,
         "refused": len(refused),
@@ -290,7 +326,7 @@ def _figures(
         "arrays": {spec.name: " ".join(spec.bands) for spec in manifest.arrays},
         "archive_mib": round(sum(spec.num_bytes for spec in manifest.shards) / 2**20, 3),
         "index_mib": round(index_bytes / 2**20, 3),
-        "statistics_from": min(read, samples),
+        "statistics_from": read,
         "notes": [note.replace("{}", str(count), 1) for note, count in sorted(notes.items()) if count],
         "seconds": round(seconds, 2),
         "fingerprint": manifest.fingerprint,

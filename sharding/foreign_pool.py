@@ -28,8 +28,10 @@ def run_index_tasks(tasks: Iterable[IndexTask], workers: int) -> Iterator[IndexR
     try:
         waiting: set[Future[IndexResult]] = set()
         while True:
+            # Making a task may read a table of places for minutes: only the start of processes holds Ctrl-C.
+            more = list(islice(todo, _AHEAD * workers - len(waiting)))
             with _sigint_held():
-                waiting |= {executor.submit(_work, task) for task in islice(todo, _AHEAD * workers - len(waiting))}
+                waiting |= {executor.submit(_work, task) for task in more}
             if not waiting:
                 return
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)

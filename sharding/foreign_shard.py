@@ -61,6 +61,9 @@ class IndexResult(ShardResult):
     notes: dict[str, int] = field(default_factory=dict)
     """As `Found.counts`."""
     sampled: int = 0
+    """As asked of the task; a shard may have fewer, and refused ones do not count."""
+    read: int = 0
+    """Samples that the statistics are of."""
 
 
 def files_digest(shard: ArchiveShard) -> str:
@@ -106,7 +109,7 @@ def index_shard(task: IndexTask) -> IndexResult:
     found = Found()
     entries = archive.entries(shard, task.facts, found)
     with_pixels = None if not job.options.headers_only else spread(len(entries), task.sampled)
-    checksum = "crc32c" if with_pixels is None else "crc32" if _have_crc32(job) else "none"
+    checksum = checksum_of(job)
     writer = _Writer(job, shard, checksum)
     for number, entry in enumerate(entries):
         key, file = archive.key_of(entry)
@@ -155,8 +158,11 @@ def _described(spec: ArraySpec | None) -> str:
     return f"{' '.join(spec.bands)} of {spec.height}x{spec.width} {spec.dtype} {spec.units}"
 
 
-def _have_crc32(job: IndexJob) -> bool:
-    return job.source != "webdataset"
+def checksum_of(job: IndexJob) -> str:
+    """What an index has of each payload: a checksum of what was read, else the ZIP's own, which a tar lacks."""
+    if not job.options.headers_only:
+        return "crc32c"
+    return "none" if job.source == "webdataset" else "crc32"
 
 
 class _Writer:
@@ -169,6 +175,7 @@ class _Writer:
         self._statistics = Accumulator()
         self._lines: list[str] = []
         self._levels: list[str] = []
+        self._read = 0
         self.samples: list[IndexedSample] = []
         self.unstored: Counter[str] = Counter()
         """Arrays that ride along and have no chunk, by name."""
@@ -196,6 +203,7 @@ class _Writer:
                 )
         if sample.arrays[0].data is not None:
             self._statistics.add(_counted(sample))
+            self._read += 1
         for array in sample.arrays:
             array.data = None
         self._lines.append(self._line(sample))
@@ -226,7 +234,7 @@ class _Writer:
             parts=parts,
         )
         result.bands = sorted({band for sample in self.samples for a in sample.arrays for band in a.spec.bands})
-        result.moments = self._statistics.result()
+        result.moments, result.read = self._statistics.result(), self._read
         result.counts = {self._job.source: len(self.samples)}
         result.levels = {self._job.source: self._levels}
         store.write(result.spec.index_path, index)

@@ -30,7 +30,7 @@ from sharding.foreign_store import BESIDE
 from sharding.foreign_zarr import AS_IT_LIES, Chunk
 from sharding.manifest import ArraySpec
 from sharding.sources.assemble import Radiometry, _check_s1, _refuse_empty
-from sharding.sources.base import CORRUPT, METADATA, MISSING_HALF, WRONG_SIZE, PairError, SourceFile
+from sharding.sources.base import CORRUPT, METADATA, MISSING_HALF, WRONG_SIZE, WRONG_TYPE, PairError, SourceFile
 from sharding.sources.tar_members import Member, scan_tar
 from sharding.sources.terramesh_shards import tile_key
 from sharding.splits import SPLITS
@@ -191,9 +191,10 @@ class IndexedWebDataset(Archive):
         """A tar's name without its split and without the names of arrays; parts that begin with one count too."""
         parts = path.removesuffix(".tar").split("/")
         parts = parts[1:] if parts[0] == split and len(parts) > 1 else parts
-        names = "|".join(re.escape(name) for name in self._arrays)
-        is_array = re.compile(rf"(?:{names})(?![0-9]).*", re.IGNORECASE)
-        words = [word for part in parts for word in re.split(r"[-_.]", part) if word and not is_array.fullmatch(word)]
+        # The longest first, and no splitting before: a name may hold `-` and `_` itself, and begin with another one.
+        names = "|".join(re.escape(name) for name in sorted(self._arrays, key=len, reverse=True))
+        of_array = re.compile(rf"(?<![^-_.])(?:{names})(?![0-9])[^-_.]*", re.IGNORECASE)
+        words = [word for part in parts for word in re.split(r"[-_.]", of_array.sub("", part)) if word]
         return re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(words)) or "all"
 
     def _entry(
@@ -214,7 +215,7 @@ class IndexedWebDataset(Archive):
 
     def _located(self, about: NpyArray, file: SourceFile, member: Member, content: bytes, name: str) -> IndexedArray:
         begin, shape, dtype, by_column = self._header(file, member, content, name)
-        if by_column or dtype.byteorder == ">" or dtype.kind not in "fiu":
+        if by_column or dtype.byteorder == ">" or dtype.kind not in "fiu" or dtype.itemsize > 8:
             why = "column by column (fortran_order)" if by_column else f"as {dtype.str}"
             message = (
                 f"it is stored {why}, so it cannot be streamed as it lies; write it again, in C order, little-endian"
@@ -241,7 +242,7 @@ class IndexedWebDataset(Archive):
             gsd_m=about.gsd_m,
             units=about.units,
             scale=about.scale,
-            nodata=about.nodata,
+            nodata=_as_stored(about, dtype, name),
         )
         return IndexedArray(spec=spec, file=file.path, chunk=chunk, radiometric_offset=about.offset)
 
@@ -266,6 +267,22 @@ class IndexedWebDataset(Archive):
                 raise PairError(CORRUPT, name, f"its .npy header cannot be read ({error}); fetch it again") from error
             self._headers[head] = end, tuple(shape), dtype, bool(by_column)
         return self._headers[head]
+
+
+def _as_stored(about: NpyArray, dtype: np.dtype[Any], name: str) -> float | None:
+    """The number without data as the type holds it; PairError when it cannot, for then no pixel would ever match."""
+    if about.nodata is None:
+        return None
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            stored = float(dtype.type(about.nodata))
+    else:
+        limits = np.iinfo(dtype)
+        stored = about.nodata if about.nodata.is_integer() and limits.min <= about.nodata <= limits.max else math.inf
+    if not math.isfinite(stored):
+        message = f"--array {about.name} has nodata={about.nodata:g}, which its {dtype.name} cannot hold; give another"
+        raise PairError(WRONG_TYPE, name, f"{message}, or none")
+    return stored
 
 
 def _check(array: IndexedArray, name: str) -> None:

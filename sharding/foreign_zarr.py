@@ -114,6 +114,8 @@ class StoredGroup(GroupFile):
             raise self._unusable(name, f"holds {dtype}, which is no number")
         if dtype.byteorder == ">":
             raise self._unusable(name, f"is big-endian ({metadata['dtype']})")
+        if dtype.itemsize > 8:
+            raise self._unusable(name, f"has numbers of {8 * dtype.itemsize} bits, which only some machines read")
         if metadata["order"] != "C":
             raise self._unusable(name, "is stored column by column (order F)")
         if metadata.get("filters"):

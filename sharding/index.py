@@ -89,7 +89,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         help="read no pixels but those of --statistics-from: quick, checks and proves nothing",
     )
     parser.add_argument(
-        "--statistics-from", type=int, default=0, metavar="N", help="with --headers-only: samples that are read"
+        "--statistics-from",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --headers-only: samples that are read, of train if it has any",
     )
     parser.add_argument(
         "--array",

@@ -36,7 +36,8 @@ class ArraySpec:
     """One array of the data set's samples; a sample stores those of its bands that it has."""
 
     name: str
-    """Name in `sharding.bands.ARRAY_BANDS`."""
+    """A key of `sharding.bands.ARRAY_BANDS`; of an archive that was indexed as it lies any name, so that only `bands`
+    say what is in it."""
     bands: tuple[str, ...]
     """Bands that at least one sample has, in storage order."""
     dtype: str
@@ -188,6 +189,12 @@ class Manifest:
         if not shards:
             raise DataError(f"the data set has no split '{split}'; it has {', '.join(self.splits) or 'none'}")
         return shards
+
+    def sample_bytes(self, split: str) -> float:
+        """Bytes that a sample of `split` takes of its files, on average: a subset's files hold others too."""
+        shards = self.shards_of(split)
+        num_bytes = sum(shard.num_bytes * shard.samples / max(shard.tar_samples, 1) for shard in shards)
+        return num_bytes / max(sum(shard.samples for shard in shards), 1)
 
 
 def compute_fingerprint(manifest: Manifest) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sharding.bands import CLASS_ARRAYS, RIDERS, S1_BANDS, S2_BANDS
+from sharding.bands import ALL_BANDS, S1_BANDS, S2_BANDS, are_classes
 from sharding.read_sample import SampleArray
 
 Rgb = npt.NDArray[np.uint8]
@@ -60,11 +60,10 @@ def pair_pictures(arrays: Arrays) -> list[Picture]:
 
 def rider_pictures(arrays: Arrays) -> list[Picture]:
     """One picture for each band that rides along."""
+    riding = {band: array for array in arrays.values() for band in array.bands if band not in (*S1_BANDS, *S2_BANDS)}
     return [
-        _classes(arrays[name], band) if _is_classes(arrays[name]) else _ramp(arrays[name], band)
-        for name in RIDERS
-        if name in arrays
-        for band in arrays[name].bands
+        _classes(riding[band], band) if _is_classes(riding[band]) else _ramp(riding[band], band)
+        for band in sorted(riding, key=ALL_BANDS.index)
     ]
 
 
@@ -150,7 +149,7 @@ def _ramp(array: SampleArray, band: str) -> Picture:
 
 
 def _is_classes(array: SampleArray) -> bool:
-    return array.spec.name in CLASS_ARRAYS or array.spec.units == "class"
+    return are_classes(array.bands, array.spec.units)
 
 
 def _classes(array: SampleArray, band: str) -> Picture:

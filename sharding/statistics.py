@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sharding.bands import CLASS_ARRAYS
+from sharding.bands import are_classes
 from sharding.errors import DataError
 from sharding.manifest import BandStatistics
 from sharding.moments import Moments, merge, percentiles_of
@@ -34,7 +34,7 @@ class Accumulator:
             dtype, scale, offset = array.data.dtype, array.scale, array.radiometric_offset
             key = (name, array.bands, array.units, dtype, scale, offset, nodata)
             if key not in self._tallies:
-                classes = name in CLASS_ARRAYS or array.units == "class"
+                classes = are_classes(array.bands, array.units)
                 meaning = Meaning(
                     units=array.units, classes=classes, dtype=dtype, scale=scale, offset=offset, nodata=nodata
                 )

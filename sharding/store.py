@@ -7,7 +7,6 @@ read again (`sharding.credentials`).
 """
 
 import contextlib
-import functools
 import os
 import shutil
 import threading
@@ -189,7 +188,7 @@ class Store:
         """Upload, and compare what arrived with what was sent; StorageError when it differs twice."""
         for _ in range(2):
             self.ask("write", path, send)
-            if self.ask("compare", path, functools.partial(is_stored, self.fs, self.full(path), content)):
+            if self.ask("compare", path, lambda: is_stored(self.fs, self.full(path), content)):
                 return
         raise StorageError(
             f"{self.name(path)} does not hold what was sent to it, twice; the network or the store changes data: "

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from sharding.bands import ALL_BANDS, CLASS_ARRAYS
+from sharding.bands import ALL_BANDS, are_classes
 from sharding.dataset import open_dataset
 from sharding.errors import ConfigError
 from sharding.existing import metadata_of
@@ -30,7 +30,8 @@ def summarise(url: str, split: str = "") -> dict[str, Any]:
     store, manifest = open_dataset(url)
     over = split or (_TRAIN if _TRAIN in manifest.statistics else ALL_SPLITS)
     if over not in manifest.statistics:
-        raise ConfigError(f"--split is '{over}'; there are statistics of {', '.join((*manifest.splits, ALL_SPLITS))}")
+        known = [name for name in (*manifest.splits, ALL_SPLITS) if name in manifest.statistics]
+        raise ConfigError(f"--split is '{over}'; there are statistics of {', '.join(known)}")
     statistics = manifest.statistics[over]
     splits: dict[str, dict[str, Any]] = {}
     bands = dict.fromkeys(manifest.bands, 0)
@@ -78,7 +79,7 @@ def summarise(url: str, split: str = "") -> dict[str, Any]:
 
 def _classes(store: Store, manifest: Manifest, split: str) -> dict[str, dict[str, float]]:
     """Of each band whose numbers are classes: the share of its pixels by class, the most frequent first."""
-    specs = [spec for spec in manifest.arrays if spec.name in CLASS_ARRAYS or spec.units == "class"]
+    specs = [spec for spec in manifest.arrays if are_classes(spec.bands, spec.units)]
     if not specs:
         return {}
     counted = parse_statistics(store.read(manifest.statistics_path), store.name(manifest.statistics_path))[split]

@@ -94,7 +94,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="split to stream (default: train)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the order (default: 0)")
     parser.add_argument(
-        "--window-gib", type=float, default=2.0, metavar="X", help="shuffle window of a node (default: 2)"
+        "--window-gib", type=float, default=2.0, metavar="X", help="shuffle window of a group of streams (default: 2)"
+    )
+    parser.add_argument(
+        "--groups", type=int, default=0, metavar="N", help="groups of streams (default: one for each 512 of the batch)"
     )
     parser.add_argument("--json", action="store_true", help="print the same as JSON")
 
@@ -109,6 +112,7 @@ def _shuffle(arguments: argparse.Namespace) -> int:
         ranks=ranks,
         nodes=arguments.nodes,
         window_gib=arguments.window_gib,
+        groups=arguments.groups,
         seed=arguments.seed,
         batches=arguments.batches,
     )
@@ -125,6 +129,7 @@ def _order(arguments: argparse.Namespace) -> int:
         global_batch=arguments.global_batch,
         ranks=arguments.ranks,
         window_gib=arguments.window_gib,
+        groups=arguments.groups,
         seed=arguments.seed,
     )
     step = samples_of_step(arguments.url, arguments.split, question, arguments.step, arguments.rank)
@@ -151,6 +156,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         threads=arguments.threads,
         window_gib=arguments.window_gib,
+        groups=arguments.groups,
         cache_gib=arguments.cache_gib,
         cache_dir=arguments.cache_dir,
         client=arguments.client,

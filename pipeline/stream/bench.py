@@ -131,7 +131,7 @@ def measure(settings: BenchSettings) -> Measured:
         settings=settings,
         is_remote=is_remote,
         num_samples=num_samples,
-        sample_bytes=sum(shard.num_bytes for shard in manifest.shards_of(config.split)) / num_samples,
+        sample_bytes=manifest.sample_bytes(config.split),
         codec=manifest.codec,
         first_batch_s=first_batch_s,
         seconds=seconds,
@@ -220,14 +220,17 @@ def _copy_to(device: str) -> Callable[[Any], float]:
     import torch
 
     try:
-        kind = torch.device(device).type
+        target = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(f"there is no device '{device}'; write cpu or cuda") from error
-    if kind == "cpu":
+    if target.type == "cpu":
         return lambda batch: 0.0
-    if kind != "cuda" or not torch.cuda.is_available():
+    if target.type != "cuda" or not torch.cuda.is_available():
         raise ConfigError(f"this machine has no device '{device}'; leave out --device to measure up to the copy")
-    torch.cuda.set_device(torch.device(device))
+    count = torch.cuda.device_count()
+    if target.index is not None and target.index >= count:
+        raise ConfigError(f"this machine has no device '{device}'; it has {count}, counted from cuda:0")
+    torch.cuda.set_device(target)
     torch.cuda.init()  # type: ignore[no-untyped-call]
 
     def copy(batch: Any) -> float:

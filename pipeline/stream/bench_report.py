@@ -53,17 +53,16 @@ def models_for(manifest: Manifest, presets: tuple[str, ...], tflops: float) -> t
     """The presets of Fus-MAE on a data set's S1 and S2, patches of 8 pixels."""
     from fusmae.config import FusMAEConfig, Modality
     from fusmae.flops import forward_flops
-    from sharding.bands import MODALITY_ARRAYS
+    from sharding.bands import S1_BANDS, S2_BANDS
 
     if not tflops > 0:
         raise ConfigError(f"tflops is {tflops}; it must be above 0, such as {TFLOPS:g}")
-    modalities = []
-    for name, arrays in MODALITY_ARRAYS.items():
-        bands = tuple(band for spec in manifest.arrays if spec.name in arrays for band in spec.bands)
-        if bands:
-            modalities.append(Modality(name=name, bands=bands))
-    finest = [spec for spec in manifest.arrays if any(spec.name in arrays for arrays in MODALITY_ARRAYS.values())]
-    side = max((min(spec.height, spec.width) for spec in finest), default=0) // _PATCH * _PATCH
+    known = {"s1": S1_BANDS, "s2": S2_BANDS}
+    # By band: archives that were indexed as they lie call their arrays as they please.
+    given = {name: tuple(band for band in manifest.bands if band in bands) for name, bands in known.items()}
+    modalities = [Modality(name=name, bands=bands) for name, bands in given.items() if bands]
+    specs = [spec for spec in manifest.arrays if {*S1_BANDS, *S2_BANDS} & set(spec.bands)]
+    side = max((min(spec.height, spec.width) for spec in specs), default=0) // _PATCH * _PATCH
     if side < 2 * _PATCH:
         return ()  # too small for any model
     alone: dict[str, Any] = {"encoder_fusion": "none", "decoder_fusion": "none"} if len(modalities) == 1 else {}

@@ -53,7 +53,7 @@ class StreamConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     url: str
-    """Data set made by sharding.build: a folder, s3://..., or any other store of fsspec."""
+    """Data set of sharding.build or sharding.index: a folder, s3://..., or any other store of fsspec."""
     split: str = "train"
     """Split to read."""
     global_batch: int
@@ -115,7 +115,7 @@ class ExactStream(ABC):
         """Samples of the split: the length of an epoch."""
         settings = OrderSettings.choose(
             self._shard_sizes,
-            sample_bytes_of(manifest, config.split),
+            manifest.sample_bytes(config.split),
             config.global_batch,
             config.seed,
             config.window_gib,
@@ -344,7 +344,7 @@ class EvaluationBatches(BatchIterator):
         self.num_samples = len(self._reader.table)
         """Samples of the split, over all ranks."""
         if isinstance(source := self._reader.source, FetchedRuns):
-            source.set_run_samples(round(RUN_BYTES / max(sample_bytes_of(self.manifest, config.split), 1.0)) or 1)
+            source.set_run_samples(round(RUN_BYTES / max(self.manifest.sample_bytes(config.split), 1.0)) or 1)
         batch_size = config.global_batch // world_size
         jobs = _evaluation_jobs(self.num_samples, batch_size, rank, world_size)
         ring = BatchRing(self._reader, jobs, batch_size, config.threads, config.slots)
@@ -370,7 +370,7 @@ def open_reader(config: StreamConfig, manifest: Manifest, open_runs: int = 0) ->
 
             cache = NodeCache(Path(config.cache_dir), manifest.fingerprint, cache_bytes)
         fetcher = Fetcher(data, meter, config.client)
-        sample_bytes = sample_bytes_of(manifest, config.split)
+        sample_bytes = manifest.sample_bytes(config.split)
         source = FetchedRuns(table, sample_bytes, fetcher, int(config.cache_gib * 2**30), cache, cache_bytes, meter)
     return SampleReader(table, source, meter, verify=config.verify_checksums, on_corrupt=config.on_corrupt)
 
@@ -383,13 +383,6 @@ def _foresight(stream: "weakref.ref[Stream]") -> Callable[[int], int]:
         return 0 if alive is None else alive.order.next_use(sample, alive.samples_seen)
 
     return next_use
-
-
-def sample_bytes_of(manifest: Manifest, split: str) -> float:
-    """Mean size of a sample in its files; a subset leaves out some that are in the tars."""
-    shards = manifest.shards_of(split)
-    own = sum(shard.num_bytes * shard.samples / max(shard.tar_samples, 1) for shard in shards)
-    return own / max(sum(shard.samples for shard in shards), 1)
 
 
 def ranks_of_node() -> int:

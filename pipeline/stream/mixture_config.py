@@ -1,10 +1,14 @@
 """What to mix: the data sets and their weights. Settings files use it too, so it imports nothing that is slow."""
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from sharding.errors import ConfigError
+
+_BESIDE: Final = re.compile(r"/fusmae-index(?=@[^/]*$|$)")
+"""The folder of an index in its archive (`sharding.foreign_store.BESIDE`, which is slow to import)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +18,14 @@ class MixtureMember:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     url: str
-    """Data set made by sharding.build: a folder, s3://..., or any other store of fsspec."""
+    """Data set made by sharding.build or indexed by sharding.index: a folder, s3://..., or another store of fsspec."""
     split: str = "train"
     """Split to read."""
     weight: float | None = None
     """Its share of the samples, relative to the others' weights; all have one, or none."""
     name: str = ""
-    """What it is called in states, keys and metrics; empty: the last part of the URL."""
+    """What it is called in states, keys and metrics; empty: the last part of the URL, of an index in
+    `fusmae-index` that of its archive."""
 
     def __post_init__(self) -> None:
         if self.weight is not None and not 0 < self.weight < math.inf:
@@ -33,7 +38,7 @@ class MixtureMember:
     @property
     def title(self) -> str:
         """Its name."""
-        return self.name or self.url.rstrip("/").rpartition("/")[2]
+        return self.name or _BESIDE.sub("", self.url.rstrip("/")).rpartition("/")[2]
 
 
 def check_mixture(members: tuple[MixtureMember, ...], temperature: float, where: str = "") -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 
-from pipeline.stream.exact import StreamConfig, open_reader, ranks_of_node, sample_bytes_of
+from pipeline.stream.exact import StreamConfig, open_reader, ranks_of_node
 from pipeline.stream.instruments import Instruments
 from pipeline.stream.mixture_order import MixtureOrder, RankPart
 from pipeline.stream.reader import SampleReader
@@ -32,7 +32,7 @@ class Member:
     @property
     def sample_bytes(self) -> float:
         """Mean size of a sample in its files."""
-        return sample_bytes_of(self.manifest, self.config.split)
+        return self.manifest.sample_bytes(self.config.split)
 
 
 @dataclass(frozen=True)

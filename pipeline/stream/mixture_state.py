@@ -34,7 +34,8 @@ def refuse_other_order(state: dict[str, Any], mine: dict[str, Any]) -> None:
     if gone or new:
         changes = [f"'{name}' is gone" for name in gone] + [f"'{name}' is new" for name in new]
         raise ConfigError(
-            f"cannot continue the mixture: data set {', '.join(changes)}; set the data sets back, or start a new run"
+            f"cannot continue the mixture: data set {', '.join(changes)}; set the data sets back, or, where only what "
+            "one is called has changed, set its `name` to what it was, or start a new run"
         )
     _require_equal("the order of the data sets", list(theirs), list(ours), "set it back")
     for name in ours:

@@ -46,6 +46,8 @@ class Question:
     """Nodes on which the ranks are, as many on each."""
     window_gib: float = 2.0
     """Shuffle window, see `OrderSettings.choose`."""
+    groups: int = 0
+    """Groups of streams; 0: one for each 512 samples of the global batch, see `OrderSettings.choose`."""
     seed: int = 0
     """Seed of the order."""
     batches: int = 200
@@ -55,6 +57,8 @@ class Question:
         for name in ("global_batch", "ranks", "nodes", "batches"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.groups < 0:
+            raise ConfigError(f"groups is {self.groups}; it must be 0 (choose for me) or more")
         if not self.window_gib > 0:
             raise ConfigError(f"window_gib is {self.window_gib}; it must be above 0")
         check_world_size(self.global_batch, 0, self.ranks)
@@ -82,11 +86,10 @@ class Split:
     def of(cls, manifest: Manifest, name: str) -> "Split":
         """The split `name` of a data set; DataError when there is none."""
         shards = manifest.shards_of(name)
-        samples = sum(shard.samples for shard in shards)
         return cls(
             name=name,
             shard_sizes=tuple(shard.samples for shard in shards),
-            sample_bytes=sum(shard.num_bytes for shard in shards) / max(samples, 1),
+            sample_bytes=manifest.sample_bytes(name),
             fingerprint=manifest.fingerprint,
             lies_as_found=any(shard.parts for shard in shards),
         )
@@ -99,7 +102,12 @@ class Split:
     def order(self, question: Question) -> Order:
         """The order in which `pipeline.stream.Stream` gives the split with these settings."""
         settings = OrderSettings.choose(
-            self.shard_sizes, self.sample_bytes, question.global_batch, question.seed, question.window_gib
+            self.shard_sizes,
+            self.sample_bytes,
+            question.global_batch,
+            question.seed,
+            question.window_gib,
+            question.groups,
         )
         return Order(self.shard_sizes, settings, self.fingerprint, self.name)
 

@@ -145,7 +145,10 @@ class StreamDataset(IterableDataset[Any]):
         self._is_resumed = False
 
     def state_dict(self) -> dict[str, Any]:
-        """All that continues behind the last batch handed out; the same on every rank, below 300 bytes."""
+        """All that continues behind the last batch handed out; the same on every rank.
+
+        Below 300 bytes; of a mixture below 100 and 300 for each data set.
+        """
         return self._stream.state_dict()
 
     def state_after(self, batch: Any) -> dict[str, Any]:

@@ -40,7 +40,12 @@ class WebDatasetStream(ExactStream):
         super().__init__(config, rank, world_size, read_image_manifest(config.url))
         if self.manifest.subset:
             raise ConfigError(
-                f"{config.url} is a subset, and webdataset reads whole shards; use data.reader=stream, or the data set"
+                f"{config.url} is a subset, and webdataset reads whole shards; read it with data.reader=exact"
+            )
+        if any(shard.parts for shard in self.manifest.shards):
+            raise ConfigError(
+                f"{config.url} was indexed as it lies, and data.reader=webdataset reads only what sharding.build made; "
+                "read it with data.reader=exact"
             )
         self._store = open_store(config.url)
         self._shards = self.manifest.shards_of(config.split)

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sharding.bands import ARRAY_BANDS, ARRAY_GSD_M, RIDERS
+from sharding.bands import ARRAY_BANDS, ARRAY_GSD_M, RIDERS, S1_BANDS
 from sharding.sources.base import (
     CONSTANT,
     GRIDS,
@@ -194,13 +194,19 @@ def _as_s2(raster: Raster, radiometry: Radiometry) -> npt.NDArray[Any]:
 
 
 def _refuse_empty(data: npt.NDArray[Any], bands: tuple[str, ...], paths: list[str], nodata: float | None) -> None:
-    """Nothing was measured where a band is nodata throughout; ESA keeps the digital number 0 for that."""
+    """Nothing was measured where a band is nodata throughout; ESA keeps the digital number 0 for that.
+
+    In S2, NaN and infinity are no data either; in S1 `_check_s1` refuses each of them.
+    """
     missing = 0 if nodata is None and data.dtype.kind == "u" else nodata
-    if missing is None:
-        return
     for band, path, plane in zip(bands, paths, data, strict=True):
-        if plane.flat[0] == missing and (plane == missing).all():
+        first = plane.flat[0]
+        if missing is not None and first == missing and (plane == missing).all():
             raise PairError(NO_DATA, path, f"{band} is nodata ({missing:g}) everywhere; leave the pair out")
+        if data.dtype.kind == "f" and band not in S1_BANDS and (first == missing or not np.isfinite(first)):
+            measured = np.isfinite(plane) if missing is None else np.isfinite(plane) & (plane != missing)
+            if not measured.any():
+                raise PairError(NO_DATA, path, f"{band} has no finite number anywhere; leave the pair out")
 
 
 def _check_s1(data: npt.NDArray[Any], bands: tuple[str, ...], paths: list[str], radiometry: Radiometry) -> None:

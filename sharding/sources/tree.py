@@ -69,8 +69,7 @@ class Tree:
             except (FileNotFoundError, NotADirectoryError):
                 return None
         try:
-            with self.store._told("look for", path):
-                info = self.store.fs.info(self.store.full(path))
+            info = self.store.ask("look for", path, lambda: self.store.fs.info(self.store.full(path)))
         except DataError:
             return None
         return _object(path, info) if info["type"] == "file" else None
@@ -89,11 +88,16 @@ class Tree:
         known = self._recent.get(path)
         if known is not None:
             return known
-        fs, full = self.store.fs, self.store.full(path)
+        full = self.store.full(path)
+
+        def list_it() -> list[dict[str, Any]]:
+            fs = self.store.fs  # another one once its credentials were renewed
+            entries: list[dict[str, Any]] = fs.ls(full, detail=True, refresh=True)
+            fs.invalidate_cache(full)  # fsspec would keep every listing for as long as the process lives
+            return entries
+
         try:
-            with self.store._told("list", path):
-                entries = fs.ls(full, detail=True, refresh=True)
-                fs.invalidate_cache(full)  # fsspec would keep every listing for as long as the process lives
+            entries = self.store.ask("list", path, list_it)
         except DataError:
             entries = []
         found = _folder(path, full.strip("/"), entries)

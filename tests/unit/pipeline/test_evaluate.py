@@ -18,7 +18,7 @@ from pipeline.evaluate import evaluate, main, resolve_settings
 from pipeline.frozen import open_frozen
 from pipeline.linear import collect_features
 from pipeline.reconstruction import ConstantPredictor
-from sharding.manifest import MANIFEST_NAME, Manifest, SourceSpec, dump_manifest
+from sharding.manifest import MANIFEST_NAME, Manifest, SourceSpec, dump_manifest, parse_manifest
 from sharding.statistics import band_statistics
 from tests.unit.pipeline.small_shards import BANDS_L2A, LABELS, array_specs, random_sample, write_shard
 
@@ -31,15 +31,20 @@ model: {{image_size: 12, patch_size: 4, width: 16, depth: 2, heads: 2, decoder_w
 """
 
 
-def make_data_set(root: Path, labels: tuple[str, ...] = LABELS) -> str:
+def make_data_set(root: Path, labels: tuple[str, ...] = LABELS, without: tuple[str, ...] = ()) -> str:
     """12 training pairs, of which one has no label and one no S1, and 8 test pairs; no positive of one class there."""
     draws = np.random.default_rng(0)
-    specs = array_specs(12, "float32")
+    known = tuple(band for band in BANDS_L2A if band not in without)
+    specs = tuple(
+        replace(spec, bands=tuple(band for band in spec.bands if band in known))
+        for spec in array_specs(12, "float32")
+        if set(spec.bands) & set(known)
+    )
     shards = []
     for split, numbers in (("train", range(12)), ("test", range(12, 20))):
         samples = []
         for number in numbers:
-            bands = tuple(b for b in BANDS_L2A if b not in ("VV", "VH")) if number == 5 else BANDS_L2A
+            bands = tuple(b for b in known if b not in ("VV", "VH")) if number == 5 else known
             sample = random_sample(number, specs, bands, 0.0, draws)
             classes = 2 if split == "test" else 3
             own = () if number == 3 or not labels else (LABELS[number % classes],)
@@ -212,3 +217,56 @@ def test_pictures_are_in_physical_units_and_keep_visible_patches(run):
     differs = np.abs(after - before).max(axis=1) > 0.5
     assert not differs[~hidden].any()
     assert differs[hidden].mean() > 0.9
+
+
+def trained_on_a_mixture(run: Path, url: str) -> None:
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("data: {", f"data: {{mixture: [{{url: {url}}}], "))
+
+
+@pytest.fixture(scope="module")
+def optical_url(tmp_path_factory):
+    """The same without S1 and without B08, which true colour does not need."""
+    return make_data_set(tmp_path_factory.mktemp("optical") / "pairs", without=("VV", "VH", "B08"))
+
+
+def test_a_model_of_a_mixture_is_evaluated_on_a_data_set_that_lacks_bands(run, url, optical_url, capsys):
+    trained_on_a_mixture(run, url)
+    assert main(["reconstruction", str(run), f"data.url={optical_url}"]) == 0
+    assert "the data set lacks VV, VH, B08: absent from all samples" in capsys.readouterr().out
+    stored = json.loads((run / "evaluation" / "reconstruction.json").read_text())
+    assert stored["absent_bands"] == ["VV", "VH", "B08"] and stored["modalities"] == ["s2"]
+    for measured in stored["splits"].values():
+        assert all(np.isfinite(losses["s2"]) and losses["total"] == losses["s2"] for losses in
+                   (measured["model"], measured["shuffled"], measured["band_mean"]))  # fmt: skip
+    with np.load(run / "evaluation" / "reconstructions.npz") as pictures:
+        assert [panel["name"] for panel in json.loads(str(pictures["panels"]))] == ["s2"]
+        assert pictures["s2.input"].min() >= 999 and "s1.input" not in pictures.files
+    probed, _ = evaluate("linear", str(run), [f"data.url={optical_url}", "probe.epochs=1"])
+    assert [row["modalities"] for row in probed["results"]] == ["s2"]
+    assert probed["splits"]["test"]["samples"] == 8 and probed["splits"]["test"]["without_a_modality"] == 0
+
+
+def test_a_picture_shows_a_band_that_is_there(run, url, tmp_path):
+    trained_on_a_mixture(run, url)
+    without_red = make_data_set(tmp_path / "pairs", without=("B04", "VV"))
+    evaluate("reconstruction", str(run), [f"data.url={without_red}"])
+    with np.load(run / "evaluation" / "reconstructions.npz") as pictures:
+        panels = {panel["name"]: panel["bands"] for panel in json.loads(str(pictures["panels"]))}
+        assert panels["s1"] == ["VH"] and len(panels["s2"]) == 1 and panels["s2"] != ["B04"]
+        assert pictures["s1.input"].mean() == pytest.approx(-12, abs=1)
+
+
+def test_a_model_of_one_data_set_refuses_one_that_lacks_bands(run, optical_url):
+    with pytest.raises(ConfigError, match="asks for band VV, which the data set does not have"):
+        evaluate("linear", str(run), [f"data.url={optical_url}"])
+
+
+def test_it_is_told_what_images_are_normalised_over(run, url, tmp_path):
+    assert evaluate("linear", str(run), ["probe.epochs=1"])[0]["normalised_over"] == "train"
+    other = Path(make_data_set(tmp_path / "pairs"))
+    manifest = parse_manifest((other / MANIFEST_NAME).read_bytes(), MANIFEST_NAME)
+    of_all = replace(manifest, statistics={"all": manifest.statistics["train"]})
+    (other / MANIFEST_NAME).write_bytes(dump_manifest(of_all))
+    result, _ = evaluate("linear", str(run), ["probe.epochs=1", f"data.url={other}"])
+    assert result["normalised_over"] == "all" and result["absent_bands"] == []

@@ -193,7 +193,7 @@ def test_groups_of_the_state_win_over_the_configured_ones_on_every_rank(sets, be
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        ({"ben": 3, "ssl": 2}, "data set 'few' is gone"),
+        ({"ben": 3, "ssl": 2}, "data set 'few' is gone; set .* set its `name` to what it was"),
         ({"ben": 3, "few": 1}, "data set 'ssl' is gone"),
         ({"ssl": 2, "ben": 3, "few": 1}, "the order of the data sets was"),
         ({"ben": 3, "ssl": 2, "few": 2}, "the share of data set 'ben' was '3 of 6 parts' and is '3 of 7 parts'"),

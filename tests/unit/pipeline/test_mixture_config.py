@@ -7,9 +7,12 @@ import yaml
 from pipeline.config import dump_settings, load_settings
 from pipeline.errors import ConfigError
 from pipeline.stream.mixture_config import MixtureMember
+from sharding.foreign_store import BESIDE
 
 RUN = {"train": {"steps": 10}, "run": {"dir": "run"}}
 TWO = [{"url": "s3://bucket/ben", "weight": 3}, {"url": "sets/ssl", "split": "val", "weight": 1, "name": "other"}]
+
+MEMBERS = [{"url": "x/ben"}, {"url": "x/ssl"}]
 
 
 @pytest.fixture
@@ -66,6 +69,9 @@ def test_settings_written_down_are_read_back_as_they_were(load, tmp_path):
         ({"mixture": [{"url": "x/a"}, {"url": "y/a"}]}, "data.mixture: two data sets .* 'a'"),
         ({"mixture": TWO, "temperature": 2}, "data.mixture: a temperature of 2.0 .* have weights"),
         ({"url": "a", "temperature": 2}, "a temperature of 2.0 .* no data set to mix"),
+        ({"mixture": MEMBERS, "temperature": 0}, "data.temperature = 0.0; it must be 0.1 or more"),
+        ({"mixture": MEMBERS, "temperature": -2}, "data.temperature = -2.0; it must be 0.1 or more"),
+        ({"mixture": MEMBERS, "temperature": float("nan")}, "data.temperature = nan; it must be 0.1 or more"),
         ({"mixture": TWO, "reader": "webdataset"}, "data.reader = webdataset; it must be exact to read a mixture"),
     ],
 )
@@ -77,3 +83,24 @@ def test_a_mixture_that_cannot_work_is_refused_with_its_key(load, data, said):
 def test_settings_of_a_mixture_need_neither_numpy_nor_torch():
     code = "import pipeline.config, sys; sys.exit(any(name in sys.modules for name in ('numpy', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "title"),
+    [
+        ("s3://bucket/ben", "ben"),
+        ("s3://bucket/ben@2", "ben@2"),
+        (f"s3://bucket/terramesh/{BESIDE}", "terramesh"),
+        (f"/data/terramesh/{BESIDE}/", "terramesh"),
+        (f"/data/terramesh/{BESIDE}@clear", "terramesh@clear"),
+        (f"s3://bucket/{BESIDE}", "bucket"),
+        (f"/data/my-{BESIDE}", f"my-{BESIDE}"),
+    ],
+)
+def test_a_data_set_is_called_by_its_folder_and_an_index_by_that_of_its_archive(url, title):
+    assert MixtureMember(url=url).title == title
+
+
+def test_two_indexes_in_their_archives_can_be_mixed(load):
+    data = load({"mixture": [{"url": f"a/ben/{BESIDE}"}, {"url": f"a/ssl/{BESIDE}"}]}).data
+    assert [member.title for member in data.mixture] == ["ben", "ssl"]

@@ -132,7 +132,7 @@ def test_a_band_that_no_data_set_has_is_refused(sets):
 
 def test_a_data_set_without_any_band_asked_for_is_refused_by_name(sets):
     lacking = manifests(sets) | {"ssl": without(sets["ssl"].manifest, "VV", "VH")}
-    with pytest.raises(ConfigError, match="data set ssl of the mixture: it has no band"):
+    with pytest.raises(ConfigError, match="data set ssl of the mixture: no band that the model asks for"):
         MixtureTransform(lacking, [("s1", ("VV", "VH"))], 12)
 
 

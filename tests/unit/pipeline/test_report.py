@@ -247,3 +247,71 @@ def test_the_fall_compares_the_first_tenth_with_the_last():
     assert fall.share == pytest.approx(0.625)
     with pytest.raises(DataError, match="no loss"):
         loss_fall([])
+
+
+FINGERPRINT = re.compile(r"no longer the one that was trained on")
+
+
+def fingerprint_of(run: Path) -> str:
+    return json.loads((run.parent / "dataset" / "manifest.json").read_text())["fingerprint"]
+
+
+def make_mixture(run: Path, fingerprint: str) -> None:
+    """Make the run one of a mixture, whose first data set had `fingerprint` and is the one that evaluations use."""
+    config, first = (run / "config.yaml").read_text(), f"{run.parent}/dataset"
+    both = f"[{{url: {first}, weight: 3}}, {{url: s3://bucket/other, weight: 1}}]"
+    (run / "config.yaml").write_text(config.replace("data: {", f"data: {{mixture: {both}, "))
+    about = json.loads((run / "environment.json").read_text())
+    of_set = {"split": "train", "samples": 20, "share": 0.75, "fingerprint": fingerprint, "url": first}
+    other = of_set | {"samples": 31, "share": 0.25, "url": "s3://bucket/other", "fingerprint": "e" * 64}
+    about |= {"data_fingerprint": "f" * 64, "mixture": {"dataset": of_set, "other": other}}
+    (run / "environment.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_data_that_has_changed_since_the_training_is_told(run, is_changed):
+    about = json.loads((run / "environment.json").read_text())
+    about["data_fingerprint"] = "0" * 64 if is_changed else fingerprint_of(run)
+    (run / "environment.json").write_text(json.dumps(about))
+    assert bool(FINGERPRINT.search(write_report(run).read_text())) is is_changed
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_of_a_mixture_the_data_set_described_is_compared_with_what_was_trained_on_there(run, is_changed):
+    make_mixture(run, "0" * 64 if is_changed else fingerprint_of(run))
+    html = write_report(run).read_text()
+    assert bool(FINGERPRINT.search(html)) is is_changed
+    assert ("<code>" + "0" * 64) in html if is_changed else "f" * 64 not in html
+    assert "51 pairs" in html and "mixture of 2 data sets" in html
+
+
+def test_a_data_set_that_is_not_of_the_mixture_has_not_changed(run):
+    make_mixture(run, "0" * 64)
+    about = json.loads((run / "environment.json").read_text())
+    about["mixture"]["dataset"]["url"] = "s3://bucket/elsewhere"
+    (run / "environment.json").write_text(json.dumps(about))
+    assert not FINGERPRINT.search(write_report(run).read_text())
+
+
+def test_a_mixtures_loss_is_not_set_beside_the_baselines_of_one_of_its_data_sets(run):
+    add_evaluations(run)
+    single = write_report(run).read_text()
+    (run / "evaluation" / "reconstruction.json").rename(run / "kept.json")
+    assert "two baselines" in write_report(run).read_text()
+    make_mixture(run, fingerprint_of(run))
+    assert "two baselines" not in write_report(run).read_text()
+    (run / "kept.json").rename(run / "evaluation" / "reconstruction.json")
+    mixed = write_report(run).read_text()
+    assert mixed.count("means") < single.count("means")  # the figure names its baselines; the table stays
+    assert "each band&#39;s mean" in mixed and "trained on <strong>" in single and "trained on <strong>" not in mixed
+
+
+def test_the_table_of_baselines_says_which_data_set_of_a_mixture_it_is_of_and_what_that_lacks(run):
+    add_evaluations(run)
+    make_mixture(run, fingerprint_of(run))
+    path = run / "evaluation" / "reconstruction.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"data_url": "s3://b/val", "absent_bands": ["B01", "B09"]})
+    )
+    html = write_report(run).read_text()
+    assert "of <code>s3://b/val</code>" in html and "The data set lacks B01, B09." in html

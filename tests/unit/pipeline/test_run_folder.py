@@ -53,3 +53,9 @@ def test_second_owner_is_refused_until_the_first_leaves(tmp_path: Path) -> None:
         own(tmp_path)
     release()
     own(tmp_path)()
+
+
+def test_changed_groups_are_refused_because_the_state_would_win(tmp_path: Path) -> None:
+    settings = replace(_begun(tmp_path), data=DataSettings(url="here", groups=4))
+    with pytest.raises(ConfigError, match=r"data\.groups \(0 there, 4 now\)"):
+        check_resumable(settings)

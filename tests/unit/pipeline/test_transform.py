@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -155,3 +156,46 @@ def test_a_band_that_the_data_set_lacks_is_refused_with_those_it_has(made):
 def test_an_image_larger_than_the_patch_is_refused(made):
     with pytest.raises(ConfigError, match=r"image size is 16, .* 12 pixels"):
         ImageTransform(made.manifest, BOTH, 16)
+
+
+@pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_a_pixel_that_is_no_finite_number_is_0_as_one_without_data(made, odd, upsample):
+    batch = first_batch(made)
+    transform = ImageTransform(made.manifest, BOTH, 12, upsample=upsample)
+    before, _ = transform(batch, None)
+    batch.arrays["s1"][3, 1, 2, 4] = odd
+    batch.arrays["s2_20m"] = batch.arrays["s2_20m"].float()
+    batch.arrays["s2_20m"][3, 0, 1, 1] = odd
+    after, valid = transform(batch, None)
+    assert all(image.isfinite().all() for image in after.values()) and all(has.all() for has in valid.values())
+    changed = (after["s1"] != before["s1"]).nonzero().tolist()
+    assert changed == [[3, 1, 2, 4]] and after["s1"][3, 1, 2, 4].abs() < 1e-5
+    place = S2.index("B05")
+    assert after["s2"][3, place, 2, 2].abs() < 1 and torch.equal(after["s2"][2], before["s2"][2])
+    if upsample == "nearest":
+        assert after["s2"][3, place, 2:4, 2:4].abs().max() < 1e-5
+
+
+def lacking(made, *bands):
+    arrays = tuple(replace(a, bands=tuple(b for b in a.bands if b not in bands)) for a in made.manifest.arrays)
+    return replace(made.manifest, arrays=tuple(array for array in arrays if array.bands))
+
+
+def test_bands_that_the_data_set_lacks_can_be_absent_from_all_samples(made):
+    batch = first_batch(made)
+    full, _ = ImageTransform(made.manifest, BOTH, 8)(batch, draws(batch))
+    part = replace(batch, radiometric_offset=batch.radiometric_offset[:, 1:])
+    transform = ImageTransform(lacking(made, "VV", "VH", "B08"), BOTH, 8, absent_bands=True)
+    images, valid = transform(part, draws(batch))
+    assert images["s1"].shape == full["s1"].shape and (images["s1"] == 0).all() and not valid["s1"].any()
+    place = S2.index("B08")
+    there = [number for number in range(len(S2)) if number != place]
+    assert (images["s2"][:, place] == 0).all() and not valid["s2"][:, place].any()
+    assert torch.equal(images["s2"][:, there], full["s2"][:, there]) and valid["s2"][:, there].all()
+    assert torch.equal(transform.denormalise("s1", images["s1"]), images["s1"])
+
+
+def test_a_data_set_with_none_of_the_bands_is_refused_even_so(made):
+    with pytest.raises(ConfigError, match=r"no band that the model asks for is there, only B02, .*B09; leave"):
+        ImageTransform(lacking(made, "VV", "VH"), BOTH[:1], 12, absent_bands=True)

@@ -1,12 +1,16 @@
 import tarfile
+from dataclasses import replace
 from itertools import islice
 
 import pytest
 
 from pipeline.stream.exact import Stream, StreamConfig
 from pipeline.stream.webdataset_reader import WebDatasetStream
-from sharding.errors import DataError
+from sharding.errors import ConfigError, DataError
+from sharding.manifest import dump_manifest
 from tests.unit.pipeline.small_shards import assert_equal, damage, make, take
+from tests.unit.sharding.terramesh_archive import write_tar
+from tests.unit.sharding.test_index_command_webdataset import members, run
 
 
 @pytest.mark.parametrize("codec", ["none", "lz4", "zstd"])
@@ -84,3 +88,16 @@ def test_a_flipped_bit_in_a_header_or_a_payload_is_found(tmp_path, place):
         pytest.raises(DataError, match=path.name),
     ):
         next(iter(stream))
+
+
+def test_what_webdataset_cannot_read_is_told_to_be_read_by_the_stream(made, tmp_path):
+    subset = replace(made.manifest, subset="few")
+    (made.root / "versions").mkdir()
+    (made.root / "versions" / "few.json").write_bytes(dump_manifest(subset))
+    write_tar(tmp_path / "archive" / "train" / "000.tar", members())
+    assert run(tmp_path / "archive", tmp_path / "index").code == 0
+    for url, said in ((f"{made.url}@few", "is a subset"), (str(tmp_path / "index"), "was indexed as it lies")):
+        with pytest.raises(ConfigError, match=f"{said}.* read it with data.reader=exact"):
+            WebDatasetStream(StreamConfig(url=url, global_batch=2))
+        with Stream(StreamConfig(url=url, global_batch=2)) as stream:
+            assert len(take(stream, 1)[0]) == 2

@@ -10,6 +10,7 @@ from s3fs.errors import translate_boto_error
 from sharding import credentials
 from sharding.credentials import is_refusal
 from sharding.errors import DataError, StorageError
+from sharding.sources.tree import Tree
 from sharding.store import Store
 
 THREADS = 16
@@ -28,9 +29,26 @@ class FileSystem:
         type(self).made += 1
 
     def cat_file(self, path, start=None, end=None):
+        self._refuse()
+        return b"content"
+
+    def pipe_file(self, path, content):
+        """The credentials expire behind it."""
+
+    def info(self, path):
+        self._refuse()
+        return {"name": path, "size": 7, "type": "file", "ETag": "x"}
+
+    def ls(self, path, detail, refresh):
+        self._refuse()
+        return [{"name": f"{path}/x", "size": 7, "type": "file", "ETag": "x"}]
+
+    def invalidate_cache(self, path):
+        """Nothing is kept."""
+
+    def _refuse(self):
         if self.number < self.refused:
             raise PermissionError("The provided token has expired.")
-        return b"content"
 
 
 @pytest.fixture
@@ -105,3 +123,16 @@ def test_what_is_no_refusal_is_none(code):
 def test_having_none_is_a_refusal():
     assert is_refusal(NoCredentialsError())
     assert not is_refusal(TimeoutError())
+
+
+def test_what_was_sent_is_compared_with_those_that_were_read_again(file_system):
+    opened(file_system).write("x", b"content")
+    assert file_system.made == 2
+
+
+@pytest.mark.parametrize("look", [lambda tree: tree.files("s1")["x"], lambda tree: tree.file("s1/x")])
+def test_an_archive_is_listed_with_those_that_were_read_again(file_system, look):
+    tree = Tree("s3://bucket/set")
+    tree.store = opened(file_system)
+    assert look(tree).size == 7
+    assert file_system.made == 2

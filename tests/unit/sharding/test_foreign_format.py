@@ -98,3 +98,15 @@ def test_parts_that_are_none_are_refused(dataset, parts):
     raw["shards"][0]["parts"] = parts
     with pytest.raises(DataError, match="edited or cut"):
         parse_manifest(json.dumps(raw).encode(), "manifest.json")
+
+
+def test_a_sample_of_a_subset_takes_as_many_bytes_as_one_of_the_data_set(dataset):
+    built = parse_manifest((dataset / "manifest.json").read_bytes(), "manifest.json")
+    shard = replace(built.shards[0], split="train", num_bytes=1000, tar_samples=10, samples=10)
+    chosen = replace(built, shards=(replace(shard, samples=1), replace(shard, num_bytes=4000, samples=3)))
+    assert replace(built, shards=(shard,)).sample_bytes("train") == 100
+    assert chosen.sample_bytes("train") == (100 * 1 + 400 * 3) / 4
+    none = replace(shard, samples=0, tar_samples=0)
+    assert replace(built, shards=(none,)).sample_bytes("train") == 0
+    with pytest.raises(DataError, match="no split 'test'"):
+        replace(built, shards=(shard,)).sample_bytes("test")

@@ -22,12 +22,17 @@ import pytest
 import zarr
 from zarr.core.buffer import default_buffer_prototype
 
-from sharding import foreign_shard, index, verify
+from sharding import foreign_build, foreign_shard, index, inspect, subset, verify
+from sharding.dataset import read_manifest
+from sharding.foreign_archive import ArchiveShard
+from sharding.foreign_zarr import StoredGroup
 from sharding.manifest import compute_fingerprint
+from sharding.sources.base import PairError
 from tests.unit.sharding.conftest import ROOT, SHARED, contents, run, run_build
 from tests.unit.sharding.foreign_reading import assert_planes, decode_all, lines_of, manifest_of
 from tests.unit.sharding.members import open_members
 from tests.unit.sharding.terramesh_archive import L1C, L2A, SIDE, make_tile, write_archive, write_tar, zipped_zarr
+from tests.unit.sharding.zarr_zips import write_group
 
 CONSTRUCTED = SHARED.parent / "layouts" / "constructed_terramesh"
 SHARD = "majortom_shard_000001"
@@ -233,6 +238,18 @@ def test_what_cannot_be_decoded_in_place_is_refused_with_file_array_and_what_to_
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [(np.longdouble, 128), (np.float64, 0)])
+def test_numbers_of_128_bits_are_refused(tmp_path, dtype, bits):
+    write_group(tmp_path / "a.zip", {"bands": np.ones((2, 8, 8), dtype)}, compressor=None)
+    content = (tmp_path / "a.zip").read_bytes()
+    group = StoredGroup(lambda start, count: content[start : start + count], 0, len(content), "a.zip")
+    if bits:
+        with pytest.raises(PairError, match="'bands' has numbers of 128 bits"):
+            group.chunks("bands")
+    else:
+        assert group.chunks("bands")[0].length == 2 * 8 * 8 * 8
+
+
 def test_a_zip_that_deflates_is_refused(copy, tmp_path):
     def deflated(members):
         changed = []
@@ -435,6 +452,106 @@ def test_what_has_changed_or_is_new_is_indexed_again_and_nothing_else(many, tmp_
     assert done == ["train-majortom_shard_000011", "train-majortom_shard_000012"]
     assert list(decode_all(tmp_path / "out"))[10:] == ["10_tile_c", "tile_b"]
     assert not (tmp_path / "out" / "index" / "train-majortom_shard_000011.idx").exists()
+
+
+def choose(out, name, *arguments):
+    assert run(subset.main, out, "--name", name, *arguments).code == 0
+
+
+def test_subsets_of_an_index_go_when_what_they_point_to_has_changed(copy, tmp_path):
+    out = tmp_path / "out"
+    assert run_index(copy, out).code == 0
+    choose(out, "few", "--where", "level=L2A")
+    choose(out, "held-out", "--split", "val")
+    rewrite(tar(copy, "S2L2A"), lambda members: members[1:])
+    ended = run_index(copy, out, "--json")
+    assert ended.code == 0, ended.err
+    assert "the subsets few, held-out were of another index and are removed" in "".join(ended.figures["notes"])
+    assert not [path for path in contents(out) if path.startswith(("subsets/", "versions/"))]
+    assert run(verify.main, f"{out}@few").code == 1
+    choose(out, "few", "--where", "level=L2A")
+    assert read_manifest(f"{out}@few").parent == manifest_of(out).fingerprint
+    assert run_index(copy, out, "--json").figures["notes"] == []
+
+
+def test_subsets_of_an_index_stay_when_it_is_the_same_again(copy, tmp_path):
+    out = tmp_path / "out"
+    assert run_index(copy, out).code == 0
+    choose(out, "few", "--where", "level=L2A")
+    (out / "versions" / "notes.json").write_text('{"mine": true}')
+    before = {path: content for path, content in contents(out).items() if path.startswith(("subsets/", "versions/"))}
+    os.utime(tar(copy, "S2L2A"), (1, 1))
+    ended = run_index(copy, out, "--json")
+    assert ended.figures["notes"] == []
+    assert not ended.figures["finished_before"]
+    assert before.items() <= contents(out).items()
+    assert run(verify.main, f"{out}@few").code == 0
+
+
+def test_there_is_no_manifest_while_shards_that_are_gone_are_taken_out(many, tmp_path, monkeypatch):
+    root = shutil.copytree(many, tmp_path / "archive")
+    out = tmp_path / "out"
+    assert run_index(root, out).code == 0
+    choose(out, "all", "--split", "train")
+    for modality in ("S1RTC", "S2L2A", "S2L1C"):
+        tar(root, modality, "train", "majortom_shard_000011").unlink()
+
+    def stopped(*_):
+        assert not (out / "manifest.json").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sharding.foreign_build._remove_strays", stopped)
+        assert run_index(root, out).code == 1
+    ended = run_index(root, out, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.figures["samples"] == 11
+    assert "the subsets all were of another index" in "".join(ended.figures["notes"])
+
+
+def test_statistics_by_headers_only_are_of_train(many, tmp_path):
+    root = shutil.copytree(many, tmp_path / "archive")
+    write_archive(root, make_tiles("ab"))
+    options = ("--headers-only", "--unproven-offset", "0", "--statistics-from")
+    ended = run_index(root, tmp_path / "one", *options, 1, "--json")
+    assert ended.code == 0, ended.err
+    manifest = manifest_of(tmp_path / "one")
+    assert manifest.splits == {"train": 12, "val": 2}
+    assert manifest.statistics.keys() == {"train", "all"}
+    assert manifest.training_statistics["VV"].count == SIDE * SIDE
+    assert ended.figures["statistics_from"] == 1
+    refused = run(inspect.main, "summary", tmp_path / "one", "--split", "val")
+    assert refused.code == 2
+    assert "there are statistics of train, all" in refused.err
+
+
+def test_statistics_by_headers_only_tell_how_many_samples_they_are_of(many, tmp_path):
+    """A shard of one sample gives one, whatever is asked of it."""
+    options = ("--headers-only", "--unproven-offset", "0", "--statistics-from")
+    ended = run_index(many, tmp_path / "out", *options, 30, "--json")
+    assert ended.figures["statistics_from"] == 12
+
+
+def test_statistics_of_no_sample_are_an_error(copy, tmp_path):
+    flip(tar(copy, "S2L2A"), "tile_c.zarr.zip", "bands/0.0.0.0")  # the one of four that is read
+    options = ("--headers-only", "--unproven-offset", "0", "--max-bad", 1, "--statistics-from")
+    ended = run_index(copy, tmp_path / "out", *options, 1)
+    assert ended.code == 1
+    assert "raise --statistics-from" in ended.err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert run_index(copy, tmp_path / "out", *options, 4, "--json").figures["statistics_from"] == 3
+
+
+@pytest.mark.parametrize("splits", ["ttt", "tttvv", "vvttt", "vvv", "t", "ttttttt"])
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3, 10])
+def test_every_wanted_sample_is_drawn_from_train_or_from_all_where_there_is_none(splits, wanted):
+    names = {"t": "train", "v": "val"}
+    shards = [ArchiveShard(name=str(number), split=names[split], parts=()) for number, split in enumerate(splits)]
+    quotas = foreign_build._quotas(shards, wanted)
+    assert sum(quotas) == wanted
+    drawn = [quota for quota, split in zip(quotas, splits, strict=True) if split == "t" or "t" not in splits]
+    assert sum(drawn) == wanted
+    assert max(drawn) - min(drawn) <= 1
 
 
 def test_an_index_that_was_killed_goes_on_where_it_was(many, tmp_path):

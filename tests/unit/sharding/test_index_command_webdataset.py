@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 import webdataset
 
+from sharding import inspect, verify
+from sharding.dataset import open_dataset
+from sharding.pictures import rider_pictures
+from sharding.read_sample import find_sample, read_sample
+from tests.unit.sharding.conftest import run as run_command
 from tests.unit.sharding.foreign_reading import assert_planes, decode_all, lines_of, manifest_of
 from tests.unit.sharding.terramesh_archive import write_tar
 from tests.unit.sharding.test_index_command import run_index
@@ -117,7 +122,10 @@ def test_headers_only_has_no_checksums(root, tmp_path):
     ended = run(root, tmp_path / "out", "--headers-only", "--statistics-from", "2", "--json")
     assert ended.code == 0, ended.err
     assert ended.figures["statistics_from"] == 2
+    assert any(note.startswith("no payload has a checksum") for note in ended.figures["notes"])
     assert_samples(tmp_path / "out")
+    read = run(root, tmp_path / "read", "--json")
+    assert read.figures["notes"] == []
 
 
 def test_an_array_of_one_band_may_have_two_axes(tmp_path):
@@ -130,6 +138,107 @@ def test_an_array_of_one_band_may_have_two_axes(tmp_path):
         assert_planes(planes, {"DEM": heights})
     spec = manifest_of(tmp_path / "out").arrays[-1]
     assert (spec.nodata, spec.gsd_m) == (-9999, 30)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "stored"),
+    [(np.float16, -9999, -10000.0), (np.float32, -9999.9, float(np.float32(-9999.9))), (np.int16, -1, -1.0)],
+    ids=["float16", "float32", "int16"],
+)
+def test_nodata_is_what_the_type_makes_of_it(tmp_path, dtype, nodata, stored):
+    heights = np.arange(24 * 24).reshape(24, 24).astype(dtype)
+    heights[:2] = nodata
+    extra = [(f"{key}.dem.npy", npy(heights)) for key in KEYS]
+    write_tar(tmp_path / "root" / "train" / "0.tar", members() + extra)
+    ended = run(tmp_path / "root", tmp_path / "out", "--array", f"dem=DEM:m:nodata={nodata}")
+    assert ended.code == 0, ended.err
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest.arrays[-1].nodata == stored
+    assert manifest.statistics["train"]["DEM"].nodata == len(KEYS) * 48
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"),
+    [(np.uint16, "-1"), (np.uint16, "65536"), (np.uint16, "0.5"), (np.float16, "1e9"), (np.float32, "1e39")],
+)
+def test_nodata_that_the_type_cannot_hold_is_refused(tmp_path, dtype, nodata):
+    content = [(f"{key}.s2.npy", npy(sample(key)["s2"].astype(dtype))) for key in KEYS]
+    write_tar(tmp_path / "root" / "train" / "0.tar", content)
+    arrays = ("--array", f"s2={','.join(S2)}:DN:nodata={nodata}")
+    ended = run(tmp_path / "root", tmp_path / "out", arrays=arrays)
+    assert ended.code == 1
+    assert f"--array s2 has nodata={float(nodata):g}, which its {np.dtype(dtype).name} cannot hold" in ended.err
+
+
+def test_numbers_of_128_bits_are_refused(tmp_path):
+    content = dict(members()) | {"000002.s1.npy": npy(sample("0")["s1"].astype(np.longdouble))}
+    write_tar(tmp_path / "root" / "train" / "0.tar", content)
+    ended = run(tmp_path / "root", tmp_path / "out")
+    assert ended.code == 1
+    assert "it is stored as <f16" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("s1", "s2"),
+    [
+        ("S1-GRD/000.tar", "S2_L2A/000.tar"),
+        ("part-s1-grd-000.tar", "part-s2_l2a-000.tar"),
+        ("x.s1-grd.000.tar", "x.s2_l2a.000.tar"),
+    ],
+)
+def test_names_of_arrays_with_dashes_join_too(tmp_path, s1, s2):
+    renamed = {"s1": "s1-grd", "s2": "s2_l2a"}
+    for path, field in ((s1, "s1"), (s2, "s2")):
+        content = [(name.replace(f".{field}.", f".{renamed[field]}."), data) for name, data in members(KEYS, (field,))]
+        write_tar(tmp_path / "root" / "train" / path, content)
+    arrays = ("--array", "s1-grd=VV,VH:dB", "--array", f"s2_l2a={','.join(S2)}:DN:offset=-1000")
+    ended = run(tmp_path / "root", tmp_path / "out", arrays=arrays)
+    assert ended.code == 0, ended.err
+    assert_samples(tmp_path / "out")
+    assert len(manifest_of(tmp_path / "out").shards) == 1
+
+
+def test_a_name_that_begins_with_another_joins_with_it(tmp_path):
+    fields = {"s2": ("B02", "B03"), "s2_10m": ("B04", "B08")}
+    for name, planes in (("s2", slice(0, 2)), ("s2_10m", slice(2, 4))):
+        content = [(f"{key}.{name}.npy", npy(sample(key)["s2"][planes])) for key in KEYS]
+        write_tar(tmp_path / "root" / "train" / f"{name}-0.tar", content)
+    arrays = [option for name, bands in fields.items() for option in ("--array", f"{name}={','.join(bands)}:DN")]
+    ended = run(tmp_path / "root", tmp_path / "out", arrays=arrays)
+    assert ended.code == 0, ended.err
+    assert [shard.samples for shard in manifest_of(tmp_path / "out").shards] == [6]
+
+
+def test_words_that_only_contain_the_name_of_an_array_stay(tmp_path):
+    for number, word in enumerate(("abs1", "abs2", "s10")):
+        write_tar(tmp_path / "root" / "train" / f"{word}-0.tar", members([f"{number}{key[1:]}" for key in KEYS]))
+    assert run(tmp_path / "root", tmp_path / "out").code == 0
+    names = [shard.index_path for shard in manifest_of(tmp_path / "out").shards]
+    assert names == ["index/train-abs1-0.idx", "index/train-abs2-0.idx", "index/train-s10-0.idx"]
+
+
+def test_the_bands_and_not_the_name_say_what_an_array_holds(tmp_path):
+    """Names of other things, to everything that opens a data set."""
+    names = {"s1": "lulc", "s2": "dem"}
+    content = [(f"{key}.{names[field]}.npy", npy(array)) for key in KEYS for field, array in sample(key).items()] + [
+        (f"{key}.s1.npy", npy(np.full((24, 24), int(key), np.uint8))) for key in KEYS
+    ]
+    write_tar(tmp_path / "root" / "train" / "0.tar", content)
+    arrays = ("--array", "lulc=VV,VH:dB", "--array", f"dem={','.join(S2)}:DN:offset=-1000", "--array", "s1=LULC:class")
+    out = tmp_path / "out"
+    ended = run(tmp_path / "root", out, arrays=arrays)
+    assert ended.code == 0, ended.err
+    assert_samples(out)
+    statistics = manifest_of(out).statistics["train"]
+    assert statistics["VV"].mean == pytest.approx(np.mean([sample(key)["s1"][0] for key in KEYS]), rel=1e-6)
+    summary = run_command(inspect.main, "summary", out, "--json")
+    assert summary.figures["classes"].keys() == {"LULC"}
+    assert run_command(inspect.main, "sample", out, "000001", "--out", tmp_path / "a.png").code == 0
+    assert run_command(inspect.main, "gallery", out, "--out", tmp_path / "a.html").code == 0
+    assert run_command(verify.main, out).code == 0
+    store, manifest = open_dataset(str(out))
+    pictures = rider_pictures(read_sample(store, manifest, find_sample(store, manifest, "000001")))
+    assert [(picture.name, list(picture.classes)) for picture in pictures] == [("LULC", [1])]
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
@@ -152,6 +261,7 @@ def test_any_version_of_npy_is_read(tmp_path, version):
         (npy(sample("0")["s2"])[:-8], "its header says"),
         (b"no npy at all", "it is no .npy"),
         (npy(np.zeros((4, 24, 24), np.uint16)), "nodata"),
+        (npy(np.full((4, 24, 24), np.nan, np.float32)), "B02 has no finite number anywhere"),
         (npy(sample("0")["s2"].astype(np.int32)), "s2 of 000002 is B02 B03 B04 B08 of 24x24 int32 DN"),
     ],
 )

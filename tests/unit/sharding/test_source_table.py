@@ -183,6 +183,22 @@ def test_integers_of_s1_without_a_scale_are_refused(root, pixels):
         read_one(root)
 
 
+@pytest.mark.parametrize("nodata", ["", "-1"])
+@pytest.mark.parametrize(("spared", "empty"), [(0, True), (1, False)])
+def test_reflectance_without_a_number_is_refused(root, pixels, nodata, spared, empty):
+    reflectance = np.stack([pixels["B02"], pixels["B08"]]).astype(np.float32) / 10_000
+    reflectance[1].flat[spared:] = np.nan
+    reflectance[1].flat[-1] = np.inf if nodata != "-1" else -1
+    write_tif(root / "s2.tif", reflectance, CORNER)
+    write_csv(root, {**ROW, "s2_units": "reflectance", "s2_nodata": nodata})
+    if empty:
+        with pytest.raises(PairError, match="B08 has no finite number anywhere") as refused:
+            read_one(root)
+        assert refused.value.reason == "all nodata"
+    else:
+        assert np.isnan(read_one(root).arrays["s2_10m"].data[1]).sum() == reflectance[1].size - 2
+
+
 def test_reflectance_stays_floating_point(root, pixels):
     reflectance = np.stack([pixels["B02"], pixels["B08"]]).astype(np.float32) / 10_000
     write_tif(root / "s2.tif", reflectance, CORNER)

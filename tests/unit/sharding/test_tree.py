@@ -2,6 +2,7 @@
 
 import fsspec
 import pytest
+import tenacity
 
 from sharding.errors import ConfigError, DataError, StorageError
 from sharding.sources import tree as tree_module
@@ -113,3 +114,19 @@ def test_a_store_that_refuses_is_no_empty_folder(remote, monkeypatch):
     for ask in (remote.files, remote.folders, remote.file):
         with pytest.raises(StorageError, match=r"cannot (list|look for) memory:.*s1: 403"):
             ask("s1")
+
+
+@pytest.mark.parametrize("name", ["ls", "info"])
+def test_a_store_that_is_busy_is_asked_again(remote, monkeypatch, name):
+    real, failures = getattr(remote.store.fs, name), [OSError("503 slow down")]
+
+    def busy(*args, **kwargs):
+        if failures:
+            raise failures.pop()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda _: None)
+    monkeypatch.setattr(remote.store.fs, name, busy)
+    assert list(remote.files("s1/p1")) == ["x.tif", "y.tif"]
+    assert remote.file("s1/p1/x.tif").size == 2
+    assert not failures
