@@ -729,7 +729,7 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path):
     folder.mkdir(mode=0o500)
     if os.geteuid() == 0:  # root may write everywhere, but where nobody may
         folder = Path("/proc/sys/kernel")
-    with pytest.raises(ConfigError, match="Permission denied|No such file|not permitted"):
+    with pytest.raises(ConfigError, match=r"Permission denied|No such file|not permitted"):
         opened(folder)
 
 
