@@ -15,8 +15,8 @@ from benchmarks.stream_data import DTYPES, GEOTIFF_PAIRS, SHAPES, Truth, bands_o
 
 CHUNK_BYTES: Final = 4 << 20
 SEED: Final = 1
-WINDOW_GIB: Final = 0.5
-"""Of ours: well below the size of the data, so that an epoch is not one window."""
+WINDOW_GIB: Final = 1.5
+"""Of ours: below the size of the data, so that an epoch is not one window."""
 
 
 @dataclass(frozen=True, kw_only=True)

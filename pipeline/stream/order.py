@@ -26,7 +26,7 @@ GROUP_SAMPLES: Final = 512
 """Of a global batch; what a node of eight GPUs takes of it, by default."""
 RUN_BYTES: Final = 10_000_000
 """What one ranged read should fetch: below it an object store's latency counts, above it only memory grows."""
-MIN_RUNS_PER_STREAM: Final = 16
+MIN_RUNS_PER_STREAM: Final = 4
 
 _AT_A_TIME: Final = 4096
 """Samples of a rank whose places are computed together: numpy takes a millisecond for 64 and two for these."""
@@ -70,7 +70,7 @@ class OrderSettings:
 
         One group for each 512 samples of the global batch, a power of two, unless `num_groups` says otherwise; 64
         streams in each, fewer where the window budget has no room for three samples of each. R is about 10 MB of
-        samples, less where the split is so small that a stream would have fewer than 16 runs, and at most a third of
+        samples, less where the split is so small that a stream would have fewer than 4 runs, and at most a third of
         the stream's share of the group's window budget. w is that share less two runs, because a window touches up to
         two runs that it does not fill: a group's windows take `window_gib`.
         """

@@ -87,13 +87,17 @@ class _Piece:
     brought: Brought
     content: bytes | None
     """As long as a piece is looked at, its bytes stay, whoever closes it."""
-    address: int
+    descriptor: int
+    """Open file, or IN_MEMORY."""
+    base: int
+    """What is to be added to an offset in the file: then it is one in the cached file, or an address."""
 
     @classmethod
     def of(cls, wanted: ByteRange, file: int, brought: Brought) -> "_Piece":
         content = brought.content
         address = 0 if content is None else int(np.frombuffer(content, np.uint8).ctypes.data)
-        return cls(wanted, file, brought, content, address)
+        descriptor = IN_MEMORY if brought.descriptor is None else brought.descriptor
+        return cls(wanted, file, brought, content, descriptor, address - wanted.start)
 
     def read(self, start: int, end: int) -> Bytes:
         if self.content is not None:
@@ -154,6 +158,9 @@ class FetchedRuns(Source):
         self._most_held = (raise_limit(4 * OTHER_FILES) - OTHER_FILES) // files_of_run if cache else None
         self._run_samples = 1
         self._bytes = 0
+        self._acquired, self._num_held = 0, 0  # of what somebody holds
+        self._pending = 0
+        self._counting = threading.Lock()
         self._entries: OrderedDict[Run, _Entry] = OrderedDict()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(FETCHES_IN_FLIGHT, thread_name_prefix="fetch")
@@ -205,11 +212,9 @@ class FetchedRuns(Source):
     def is_busy(self) -> bool:
         """Whether all connections have work, or the runs in use fill the memory."""
         with self._lock:
-            pending = sum(not entry.future.done() for entry in self._entries.values())
-            acquired = sum(entry.num_bytes for entry in self._entries.values() if entry.users)
-            held = sum(1 for entry in self._entries.values() if entry.users)
-        is_full = acquired >= self._max_bytes or (self._most_held is not None and held >= self._most_held)
-        return pending >= 2 * FETCHES_IN_FLIGHT or is_full
+            is_full = self._acquired >= self._max_bytes
+            is_full |= self._most_held is not None and self._num_held >= self._most_held
+        return is_full or self._pending >= 2 * FETCHES_IN_FLIGHT
 
     def hold(self, samples: Int64s) -> "RunHold":
         """Begin to fetch the runs of `samples` that are not there."""
@@ -250,7 +255,7 @@ class FetchedRuns(Source):
                 return False
             entry.replaced.append(damaged)
             # A second time past the disk, which may be what damages it.
-            entry.future = self._pool.submit(self._bring_anew, run, damaged.result(), len(entry.replaced) > 1)
+            entry.future = self._submit(self._bring_anew, run, damaged.result(), len(entry.replaced) > 1)
             return True
 
     def release(self, run: Run) -> None:
@@ -260,6 +265,9 @@ class FetchedRuns(Source):
                 return
             entry = self._entries[run]
             entry.users -= 1
+            if not entry.users:
+                self._acquired -= entry.num_bytes
+                self._num_held -= 1
             # Held no longer, a file is closed, and what nobody has begun to fetch is not fetched.
             if not entry.users and (self._cache is not None or entry.future.cancel()):
                 self._drop(run)
@@ -280,13 +288,27 @@ class FetchedRuns(Source):
             entry = self._entries.get(run)
             if entry is None:
                 num_bytes = int((run[1] - run[0]) * self._sample_bytes)
-                entry = self._entries[run] = _Entry(self._pool.submit(self._bring, run), num_bytes)
+                entry = self._entries[run] = _Entry(self._submit(self._bring, run), num_bytes)
                 self._bytes += num_bytes
             elif entry.failed:  # its other copies may still be looked at
-                entry.future = self._pool.submit(self._bring, run)
+                entry.future = self._submit(self._bring, run)
+            if not entry.users:
+                self._acquired += entry.num_bytes
+                self._num_held += 1
             entry.users += 1
             self._entries.move_to_end(run)
             self._evict()
+
+    def _submit(self, bring: Callable[..., tuple[_Piece, ...]], *what: Any) -> "Future[tuple[_Piece, ...]]":
+        with self._counting:
+            self._pending += 1
+        future = self._pool.submit(bring, *what)
+        future.add_done_callback(self._count_done)
+        return future
+
+    def _count_done(self, _: object) -> None:
+        with self._counting:
+            self._pending -= 1
 
     def _bring_anew(self, run: Run, damaged: tuple[_Piece, ...], past_cache: bool) -> tuple[_Piece, ...]:
         try:
@@ -351,19 +373,17 @@ class RunHold(Hold):
         self, samples: Int64s, files: npt.NDArray[np.int32], offsets: Int64s
     ) -> tuple[npt.NDArray[np.int32], Int64s]:
         """Places are offsets in a cached file, or addresses."""
+        pieces = [self._pieces(self._runs[sample]) for sample in samples.tolist()]
+        if all(len(found) == 1 for found in pieces):
+            return _in_single_pieces([found[0] for found in pieces], offsets)
         descriptors = np.full(files.shape, NOWHERE, np.int32)
         places = offsets.copy()
-        rows: dict[Run, list[int]] = {}
-        for row, sample in enumerate(samples.tolist()):
-            rows.setdefault(self._runs[sample], []).append(row)
-        for run, here in rows.items():
-            for piece in self._pieces(run):
-                part = offsets[here]
-                inside = (files[here] == piece.file) & (part >= piece.wanted.start) & (part < piece.wanted.end)
-                base = piece.address - piece.wanted.start
-                places[here] = np.where(inside, part + base, places[here])
-                found = IN_MEMORY if piece.brought.descriptor is None else piece.brought.descriptor
-                descriptors[here] = np.where(inside, found, descriptors[here])
+        for row, of_sample in enumerate(pieces):
+            for piece in of_sample:
+                inside = (files[row] == piece.file) & (offsets[row] >= piece.wanted.start)
+                inside &= offsets[row] < piece.wanted.end
+                places[row] = np.where(inside, offsets[row] + piece.base, places[row])
+                descriptors[row] = np.where(inside, piece.descriptor, descriptors[row])
         return descriptors, places
 
     def read_range(self, sample: int, file: int, start: int, end: int) -> Bytes:
@@ -397,6 +417,14 @@ class RunHold(Hold):
         self.waited_s = max(self.waited_s, waited_s)
         self._used[run, thread] = future
         return pieces
+
+
+def _in_single_pieces(pieces: list[_Piece], offsets: Int64s) -> tuple[npt.NDArray[np.int32], Int64s]:
+    """Where payloads (samples, arrays) are, each sample's all in one piece."""
+    about = np.array([(p.descriptor, p.base, p.wanted.start, p.wanted.end) for p in pieces], np.int64)[:, :, None]
+    inside = (offsets >= about[:, 2]) & (offsets < about[:, 3])
+    descriptors = np.where(inside, about[:, 0], NOWHERE).astype(np.int32)
+    return descriptors, offsets + about[:, 1]
 
 
 def _close_pieces(future: "Future[Any]") -> None:

@@ -195,7 +195,7 @@ def test_chosen_settings_for_a_large_split(batch, groups):
 
 def test_chosen_runs_shrink_with_a_small_split_and_with_a_small_window():
     assert OrderSettings.choose([38], 200_000, 16).run_samples == 1
-    assert OrderSettings.choose([16384], 200_000, 16).run_samples == 16  # 64 streams of 16 runs
+    assert OrderSettings.choose([4096], 200_000, 16).run_samples == 16  # 64 streams of 4 runs
     tight = OrderSettings.choose([100_000], 200_000, 512, window_gib=1.0)
     assert tight.num_streams * (tight.window + 2 * tight.run_samples) * 200_000 <= 2**30
 

@@ -88,9 +88,9 @@ def test_an_epoch_asks_for_runs_not_for_samples(tmp_path):
     url = upload(made, "memory://many")
     # A cache of less than a third of the split: nearly all runs of an epoch are fetched again, but only once.
     with Stream(StreamConfig(url=url, global_batch=4, cache_gib=5e-3, window_gib=5e-3)) as stream:
-        assert stream.order.settings.run_samples == 2
+        assert stream.order.settings.run_samples == 3
         take(stream, 2 * 512)
-        runs = 2 * 2048 / 2
+        runs = 2 * 2048 / 3
         assert 0.7 * runs <= stream.instruments().requests <= 1.2 * runs
     fsspec.filesystem("memory").rm("many", recursive=True)
 
