@@ -26,9 +26,10 @@ from pipeline.stream.holding import Source
 from pipeline.stream.instruments import Instruments, Meter
 from pipeline.stream.local_files import LocalFiles
 from pipeline.stream.order import RUN_BYTES, Order, OrderedSamples, OrderSettings, check_world_size
+from pipeline.stream.pieces import Cache
 from pipeline.stream.reader import OnCorrupt, SampleReader
 from pipeline.stream.ring import BatchIterator, BatchRing, Job
-from pipeline.stream.run_cache import Cache, FetchedRuns
+from pipeline.stream.run_cache import FetchedRuns
 from pipeline.stream.table import SampleTable
 from sharding.bands import S1_BANDS, S2_BANDS
 from sharding.dataset import read_manifest

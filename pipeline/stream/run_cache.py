@@ -4,14 +4,13 @@ A run is in memory, or with a node cache in a file that the ranks of the node sh
 in memory, other runs go when room is needed, longest unused first.
 """
 
-import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +19,11 @@ from pipeline.stream.byte_range import ByteRange
 from pipeline.stream.holding import Bytes, Hold, Int64s, Source
 from pipeline.stream.instruments import Meter
 from pipeline.stream.local_files import OTHER_FILES, raise_limit
-from pipeline.stream.native import IN_MEMORY, NOWHERE
+from pipeline.stream.native import NOWHERE
 from pipeline.stream.order import RUN_BYTES
+from pipeline.stream.pieces import Brought, Cache, Fetch, InMemory, Piece, close_pieces, in_single_pieces
 from pipeline.stream.table import SampleTable
-from sharding.errors import ConfigError, DataError, StorageError
+from sharding.errors import ConfigError, StorageError
 
 FETCHES_IN_FLIGHT: Final = 16
 """At 30 ms to the first byte and 10 MB a range, 16 fill a 25 Gbit/s link."""
@@ -36,89 +36,12 @@ Run = tuple[int, int]
 """Numbers of a run's first sample and of the first one behind it; all in one shard."""
 
 
-class Fetch(Protocol):
-    """Asks a store for a range."""
-
-    def __call__(self, wanted: ByteRange) -> bytes:
-        """All bytes of the range, or an error."""
-
-
-class Brought(Protocol):
-    """A range that was brought: an open file at whose start it is, or bytes."""
-
-    descriptor: int | None
-    content: bytes | None
-    hit: bool
-
-    def close(self) -> None:
-        """Give it back."""
-
-
-class Cache(Protocol):
-    """Where fetched ranges are kept for other ranks and later (`pipeline.stream.node_cache`)."""
-
-    def bring(self, wanted: ByteRange, fetch: Callable[[], bytes]) -> Brought:
-        """The range, fetched unless it is there."""
-
-    def discard(self, wanted: ByteRange) -> None:
-        """It is damaged."""
-
-    def set_next_use(self, next_use: Callable[[ByteRange], float]) -> None:
-        """Tell when ranges are needed, so that it knows which may go."""
-
-
-@dataclass
-class InMemory:
-    """A range that this process has fetched for itself."""
-
-    content: bytes | None
-    descriptor: int | None = None
-    hit: bool = False
-
-    def close(self) -> None:
-        """Let go of the bytes."""
-        self.content = None
-
-
-@dataclass(frozen=True)
-class _Piece:
-    wanted: ByteRange
-    file: int
-    brought: Brought
-    content: bytes | None
-    """As long as a piece is looked at, its bytes stay, whoever closes it."""
-    descriptor: int
-    """Open file, or IN_MEMORY."""
-    base: int
-    """What is to be added to an offset in the file: then it is one in the cached file, or an address."""
-
-    @classmethod
-    def of(cls, wanted: ByteRange, file: int, brought: Brought) -> "_Piece":
-        content = brought.content
-        address = 0 if content is None else int(np.frombuffer(content, np.uint8).ctypes.data)
-        descriptor = IN_MEMORY if brought.descriptor is None else brought.descriptor
-        return cls(wanted, file, brought, content, descriptor, address - wanted.start)
-
-    def read(self, start: int, end: int) -> Bytes:
-        if self.content is not None:
-            part = memoryview(self.content)[start - self.wanted.start : end - self.wanted.start]
-            return np.frombuffer(part, np.uint8)
-        assert self.brought.descriptor is not None
-        try:
-            content = os.pread(self.brought.descriptor, end - start, start - self.wanted.start)
-        except OSError as error:
-            raise DataError(f"the cached copy of {self.wanted.path} cannot be read: {error.strerror}") from error
-        if len(content) != end - start:
-            raise DataError(f"the cached copy of {self.wanted.path} ends too early")
-        return np.frombuffer(content, np.uint8)
-
-
 @dataclass
 class _Entry:
-    future: "Future[tuple[_Piece, ...]]"
+    future: "Future[tuple[Piece, ...]]"
     num_bytes: int
     users: int = 0
-    replaced: list["Future[tuple[_Piece, ...]]"] = field(default_factory=list)
+    replaced: list["Future[tuple[Piece, ...]]"] = field(default_factory=list)
     """Damaged copies that other threads may still look at."""
 
     @property
@@ -128,7 +51,7 @@ class _Entry:
     def close(self) -> None:
         for future in (self.future, *self.replaced):
             if not future.cancel():
-                future.add_done_callback(_close_pieces)
+                future.add_done_callback(close_pieces)
 
 
 class FetchedRuns(Source):
@@ -232,7 +155,7 @@ class FetchedRuns(Source):
 
     def pieces(
         self, run: Run, is_abandoned: Callable[[], bool]
-    ) -> tuple["Future[tuple[_Piece, ...]]", tuple[_Piece, ...]]:
+    ) -> tuple["Future[tuple[Piece, ...]]", tuple[Piece, ...]]:
         """What was brought of a run that is held, and by what; waits for it, unless nobody wants it any more.
 
         Raises what fetching raised, CancelledError when it was abandoned.
@@ -245,7 +168,7 @@ class FetchedRuns(Source):
             wait([future], timeout=_LOOK_UP_S)
         return future, future.result()
 
-    def renew(self, run: Run, damaged: "Future[tuple[_Piece, ...]]") -> bool:
+    def renew(self, run: Run, damaged: "Future[tuple[Piece, ...]]") -> bool:
         """Fetch a held run again, unless another thread has begun to; False when that was done often enough."""
         with self._lock:
             entry = self._entries[run]
@@ -299,7 +222,7 @@ class FetchedRuns(Source):
             self._entries.move_to_end(run)
             self._evict()
 
-    def _submit(self, bring: Callable[..., tuple[_Piece, ...]], *what: Any) -> "Future[tuple[_Piece, ...]]":
+    def _submit(self, bring: Callable[..., tuple[Piece, ...]], *what: Any) -> "Future[tuple[Piece, ...]]":
         with self._counting:
             self._pending += 1
         future = self._pool.submit(bring, *what)
@@ -310,7 +233,7 @@ class FetchedRuns(Source):
         with self._counting:
             self._pending -= 1
 
-    def _bring_anew(self, run: Run, damaged: tuple[_Piece, ...], past_cache: bool) -> tuple[_Piece, ...]:
+    def _bring_anew(self, run: Run, damaged: tuple[Piece, ...], past_cache: bool) -> tuple[Piece, ...]:
         try:
             if self._cache is not None:
                 for piece in damaged:
@@ -319,8 +242,8 @@ class FetchedRuns(Source):
             past_cache = True
         return self._bring(run, past_cache)
 
-    def _bring(self, run: Run, past_cache: bool = False) -> tuple[_Piece, ...]:
-        pieces: list[_Piece] = []
+    def _bring(self, run: Run, past_cache: bool = False) -> tuple[Piece, ...]:
+        pieces: list[Piece] = []
         try:
             for wanted in self._table.ranges(*run):
                 brought: Brought
@@ -330,7 +253,7 @@ class FetchedRuns(Source):
                     brought = self._cache.bring(wanted, lambda wanted=wanted: self._fetch(wanted))  # type: ignore[misc]
                     self._meter.add(cache_hits=int(brought.hit), cache_misses=int(not brought.hit))
                     self._remember(wanted, run[0])
-                pieces.append(_Piece.of(wanted, self._file_numbers[wanted.path], brought))
+                pieces.append(Piece.of(wanted, self._file_numbers[wanted.path], brought))
         except BaseException:
             for piece in pieces:
                 piece.brought.close()
@@ -364,7 +287,7 @@ class RunHold(Hold):
         self._source = source
         self._runs = runs
         self._held = set(runs.values())
-        self._used: dict[tuple[Run, int], Future[tuple[_Piece, ...]]] = {}
+        self._used: dict[tuple[Run, int], Future[tuple[Piece, ...]]] = {}
         """By run and thread: what each has looked at, which so stays until `release`."""
         self._waits: dict[int, float] = {}
         self._is_abandoned = False
@@ -375,7 +298,7 @@ class RunHold(Hold):
         """Places are offsets in a cached file, or addresses."""
         pieces = [self._pieces(self._runs[sample]) for sample in samples.tolist()]
         if all(len(found) == 1 for found in pieces):
-            return _in_single_pieces([found[0] for found in pieces], offsets)
+            return in_single_pieces([found[0] for found in pieces], offsets)
         descriptors = np.full(files.shape, NOWHERE, np.int32)
         places = offsets.copy()
         for row, of_sample in enumerate(pieces):
@@ -409,7 +332,7 @@ class RunHold(Hold):
         """Threads that wait for a run give up."""
         self._is_abandoned = True
 
-    def _pieces(self, run: Run) -> tuple[_Piece, ...]:
+    def _pieces(self, run: Run) -> tuple[Piece, ...]:
         began = time.perf_counter()
         future, pieces = self._source.pieces(run, lambda: self._is_abandoned)
         thread = threading.get_ident()
@@ -417,17 +340,3 @@ class RunHold(Hold):
         self.waited_s = max(self.waited_s, waited_s)
         self._used[run, thread] = future
         return pieces
-
-
-def _in_single_pieces(pieces: list[_Piece], offsets: Int64s) -> tuple[npt.NDArray[np.int32], Int64s]:
-    """Where payloads (samples, arrays) are, each sample's all in one piece."""
-    about = np.array([(p.descriptor, p.base, p.wanted.start, p.wanted.end) for p in pieces], np.int64)[:, :, None]
-    inside = (offsets >= about[:, 2]) & (offsets < about[:, 3])
-    descriptors = np.where(inside, about[:, 0], NOWHERE).astype(np.int32)
-    return descriptors, offsets + about[:, 1]
-
-
-def _close_pieces(future: "Future[Any]") -> None:
-    if not future.cancelled() and future.exception() is None:
-        for piece in future.result():
-            piece.brought.close()
