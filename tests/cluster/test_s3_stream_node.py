@@ -251,4 +251,7 @@ def test_a_rank_killed_while_another_waits_for_its_fetch_hinders_nobody(url, exp
     with started_rank(url, cache, 1, seen=len(done) * BATCH) as again:
         assert done + ended(again) == [half[1] for half in halves]
     assert not list(cache.rglob("*.part"))
-    assert set(os.listdir("/dev/shm")) <= in_memory
+    left = set(os.listdir("/dev/shm")) - in_memory
+    pids = [str(rank.pid) for rank in (killed, other, again)]
+    # Tests beside this one leave semaphores and tensors of their own there, for a while.
+    assert not [name for name in left if not name.startswith(("sem.mp-", "torch_")) or any(p in name for p in pids)]
