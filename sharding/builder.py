@@ -1,9 +1,6 @@
 """Building a data set: plan, build the shards that are not there yet, commit."""
 
-import datetime
-import importlib.metadata
 import os
-import platform
 import sys
 import time
 from collections import Counter
@@ -21,6 +18,7 @@ from sharding.manifest import MANIFEST_NAME, Manifest, dump_manifest, parse_mani
 from sharding.plan import Existing, Plan, Settings, make_plan, pairs_of_shard
 from sharding.plan_store import write_plan
 from sharding.pool import run_tasks
+from sharding.provenance import made_by
 from sharding.report import build_figures
 from sharding.shard_task import Job, ShardResult, ShardTask, digest_files, read_marker
 from sharding.sources import open_source
@@ -200,13 +198,6 @@ def _provenance(
     return {
         "plan": plan.digest,
         "files": {result.name: result.files for result in results},
-        "command": command,
-        "host": platform.node(),
-        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "python": sys.version.split()[0],
-            **{package: importlib.metadata.version(package) for package in _PACKAGES},
-        },
+        **made_by(command, started, _PACKAGES),
         "figures": figures,
     }

@@ -1,10 +1,7 @@
 """Indexing an archive as it lies: look at some samples, index every shard that is not indexed yet, commit."""
 
-import datetime
 import hashlib
-import importlib.metadata
 import json
-import platform
 import sys
 import time
 from collections import Counter
@@ -42,6 +39,7 @@ from sharding.manifest import (
     parse_manifest,
 )
 from sharding.plan_store import BUILD_FOLDER
+from sharding.provenance import made_by
 from sharding.shard_index import FOREIGN_VERSION, parse_index
 from sharding.shard_task import marker_path
 from sharding.sources.base import ASKED_FOR, MISSING_HALF, OFFSET, PairError
@@ -341,14 +339,7 @@ def _provenance(
         "state": plan.state,
         "files": {shard.name: files_digest(shard) for shard in plan.shards},
         "root": job.root,
-        "command": command,
-        "host": platform.node(),
-        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "python": sys.version.split()[0],
-            **{package: importlib.metadata.version(package) for package in _PACKAGES},
-        },
+        **made_by(command, started, _PACKAGES),
         "figures": figures,
     }
 

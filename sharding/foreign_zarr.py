@@ -15,6 +15,7 @@ import numpy as np
 
 from sharding.foreign_codec import BLOSC, RAW, ZLIB, ZSTD
 from sharding.sources.base import CORRUPT, PairError
+from sharding.sources.ranged_file import RangedFile
 from sharding.sources.zarr_zip import _BROKEN
 from sharding.sources.zarr_zip_part import GroupFile
 
@@ -171,42 +172,19 @@ class StoredGroup(GroupFile):
         )
 
 
-class Span(io.RawIOBase):
+class Span(RangedFile):
     """A part of a file as a file of its own; what was `remember`ed is not read again."""
 
     def __init__(self, read: Read, start: int, size: int) -> None:
-        super().__init__()
-        self._read, self._start, self.size, self._position = read, start, size, 0
+        super().__init__(size)
+        self._read, self._start = read, start
         self._kept, self._kept_from = b"", 0
 
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """As a file's."""
-        self._position = offset + (0, self._position, self.size)[whence]
-        return self._position
-
-    def readinto(self, buffer: Any, /) -> int:
-        """As a file's."""
-        count = max(0, min(len(buffer), self.size - self._position))
-        buffer[:count] = self.read_at(self._position, count)
-        self._position += count
-        return count
-
-    def read_at(self, start: int, count: int) -> bytes:
-        """`count` bytes from `start` on; ValueError when the part has no such bytes."""
-        if not 0 <= start <= start + count <= self.size:
-            raise ValueError(f"it has {self.size} bytes, so none from {start} to {start + count}")
+    def _range(self, start: int, count: int) -> bytes:
         within = start - self._kept_from
         if 0 <= within and within + count <= len(self._kept):
             return self._kept[within : within + count]
-        return self._read(self._start + start, count) if count else b""
+        return self._read(self._start + start, count)
 
     def remember(self, start: int, content: bytes) -> None:
         """Keep bytes that were just read from `start` on, and forget those before."""

@@ -42,13 +42,10 @@ def _without_statistics(result: ShardResult) -> ShardResult:
 def _run_spawned(
     tasks: list[ShardTask], workers: int, scratch: str, advance: Callable[[int], None]
 ) -> Iterator[ShardResult]:
-    # Not forked: GDAL, fsspec's event loop and LMDB do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("Q", 0)
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(counter,))
+    counter = multiprocessing.get_context("spawn").Value("Q", 0)
     told = 0
-    try:
-        with _sigint_held():
+    with spawned_workers(workers, counter) as executor:
+        with sigint_held():
             waiting: set[Future[ShardResult]] = {executor.submit(_work, task, scratch) for task in tasks}
         while waiting:
             done, waiting = wait(waiting, timeout=_POLL_S, return_when=FIRST_COMPLETED)
@@ -56,6 +53,19 @@ def _run_spawned(
             advance(told - before)
             for future in done:
                 yield future.result()
+
+
+@contextlib.contextmanager
+def spawned_workers(workers: int, progress: Any = None) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one and with the block, however either ends; `progress` is a shared counter.
+
+    StorageError when one of them was killed.
+    """
+    # Not forked: GDAL, fsspec's event loop and LMDB do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(progress,))
+    try:
+        yield executor
     except BrokenProcessPool as error:
         raise StorageError(
             "a worker process was killed, perhaps for want of memory; the same command goes on, with fewer --workers"
@@ -69,7 +79,7 @@ def _run_spawned(
 
 
 @contextlib.contextmanager
-def _sigint_held() -> Iterator[None]:
+def sigint_held() -> Iterator[None]:
     """Processes spawned here never see Ctrl-C, which reaches the whole group: the parent alone decides.
 
     They inherit the blocked signal. In the parent a Ctrl-C in the meantime is held and raised at the end: ignoring it

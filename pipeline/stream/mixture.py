@@ -16,13 +16,12 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 
 from pipeline.stream.closing import Finalizer
-from pipeline.stream.exact import StreamConfig, read_image_manifest
-from pipeline.stream.fetching import Client
+from pipeline.stream.exact import read_image_manifest
 from pipeline.stream.instruments import Instruments
 from pipeline.stream.mixed_batch import MAX_SAMPLES, MixedBatch
 from pipeline.stream.mixture_config import MixtureMember, check_mixture
@@ -30,9 +29,9 @@ from pipeline.stream.mixture_order import MemberOrder, MixtureOrder, choose_grou
 from pipeline.stream.mixture_sources import Member, MixtureSources
 from pipeline.stream.mixture_state import refuse_other_order
 from pipeline.stream.order import OrderSettings, check_world_size
-from pipeline.stream.reader import OnCorrupt
 from pipeline.stream.ring import BatchIterator
 from pipeline.stream.shares import Shares
+from pipeline.stream.stream_config import ReadingConfig, StreamConfig
 from sharding.errors import ConfigError, DataError
 from sharding.manifest import Manifest
 
@@ -40,54 +39,24 @@ __all__ = ["MixedBatch", "MixtureConfig", "MixtureMember", "MixtureStream"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtureConfig:
-    """What to mix and how to read it; what says no more here is as in `pipeline.stream.StreamConfig`."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+class MixtureConfig(ReadingConfig):
+    """What to mix and how to read it."""
 
     datasets: tuple[MixtureMember, ...]
     """The data sets; in a batch they stand in this order."""
     temperature: float = 1.0
     """Without weights, shares go by size ** (1 / temperature): 1 by size, infinity the same for all."""
-    global_batch: int
-    """Samples of one step over all ranks and micro-batches."""
-    seed: int = 0
-    """Seed of the order."""
-    threads: int = 2
-    """Reader threads of this rank, shared among its data sets by what it reads of them, and rounded up."""
-    slots: int = 3
-    """Batches read ahead."""
-    hold: int = 1
-    """Batches in the consumer's hands: a batch is valid until so many others have been asked for."""
-    window_gib: float = 2.0
-    """Shuffle windows of a group of streams, by default a node's, shared among the data sets by their shares."""
-    groups: int = 0
-    """Groups of streams, equal parts of a batch that mix alike; 0: one for each 512 samples of the global batch."""
-    cache_gib: float = 2.0
-    """Memory of this rank for runs fetched from object stores, shared among its data sets by their windows."""
-    cache_dir: str = ""
-    """Folder on a local disk where the ranks of a node share what they fetch."""
-    cache_dir_gib: float = 100.0
-    """Size that `cache_dir` may have, over all data sets."""
-    client: Client = "fsspec"
-    """What talks to an object store."""
-    verify_checksums: bool = True
-    """Check the checksum of every payload."""
-    on_corrupt: OnCorrupt = "raise"
-    """When a sample stays damaged."""
 
     def __post_init__(self) -> None:
         if not self.datasets:
             raise ConfigError("the mixture has no data set; give it one or more")
         check_mixture(self.datasets, self.temperature)
-        for number in range(len(self.datasets)):
-            self.of(number)
+        super().__post_init__()
 
     def of(self, number: int) -> StreamConfig:
         """How data set `number` is read, with the threads, windows and cache of all."""
         member = self.datasets[number]
-        known = {f.name for f in fields(StreamConfig)}
-        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
+        shared = {f.name: getattr(self, f.name) for f in fields(ReadingConfig)}
         return StreamConfig(url=member.url, split=member.split, **shared)
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from sharding.errors import StorageError
 from sharding.sources.base import CORRUPT, MISSING_HALF, PairError, SourceFile
 from sharding.sources.blosc_part import decode_part
+from sharding.sources.ranged_file import RangedFile
 from sharding.sources.tree import Tree
 from sharding.sources.zarr_zip import _BROKEN, ZippedGroup, _codec, _fill
 from sharding.store import Store
@@ -152,35 +153,14 @@ class GroupFiles:
         return group
 
 
-class _Ranges(io.RawIOBase):
-    """A file of a store as one that can be read from any place; errors of the store stay errors of the store."""
+class _Ranges(RangedFile):
+    """A file of a store; errors of the store stay errors of the store."""
 
     def __init__(self, store: Store, file: SourceFile) -> None:
-        super().__init__()
-        self._store, self._path, self._size, self._position = store, file.path, file.size, 0
+        super().__init__(file.size)
+        self._store, self._path = store, file.path
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._position = offset + (0, self._position, self._size)[whence]
-        return self._position
-
-    def readinto(self, buffer: Any, /) -> int:
-        count = max(0, min(len(buffer), self._size - self._position))
-        buffer[:count] = self.read_at(self._position, count)
-        self._position += count
-        return count
-
-    def read_at(self, start: int, count: int) -> bytes:
-        """`count` bytes from `start` on; ValueError when the file has no such bytes."""
-        if not 0 <= start <= start + count <= self._size:
-            raise ValueError(f"it has {self._size} bytes, so none from {start} to {start + count}")
-        if not count:
-            return b""
+    def _range(self, start: int, count: int) -> bytes:
         try:
             return self._store.read_range(self._path, start, start + count)
         except OSError as error:

@@ -3,7 +3,7 @@
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
-from sharding import foreign_pool
+from sharding import foreign_pool, pool
 
 
 def test_ctrl_c_is_not_held_while_tasks_are_made(monkeypatch):
@@ -26,7 +26,7 @@ def test_ctrl_c_is_not_held_while_tasks_are_made(monkeypatch):
             assert not is_held()
             yield number
 
-    monkeypatch.setattr(foreign_pool, "ProcessPoolExecutor", Executor)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Executor)
     monkeypatch.setattr(foreign_pool, "_work", lambda task: task)
     assert sorted(foreign_pool.run_index_tasks(tasks(), 2)) == list(range(9))
     assert held == [True] * 9
