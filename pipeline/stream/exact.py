@@ -25,6 +25,7 @@ from pipeline.stream.fetching import Client, Fetcher, open_store
 from pipeline.stream.holding import Source
 from pipeline.stream.instruments import Instruments, Meter
 from pipeline.stream.local_files import LocalFiles
+from pipeline.stream.node_cache import NodeCache, warn
 from pipeline.stream.order import RUN_BYTES, Order, OrderedSamples, OrderSettings, check_world_size
 from pipeline.stream.pieces import Cache
 from pipeline.stream.reader import SampleReader
@@ -171,6 +172,7 @@ class Stream(ExactStream):
         except ConfigError:
             self._reader.close()
             raise
+        self._say_what_is_fetched_often()
         self._reader_finalizer = Finalizer(self, self._reader.close)
 
     def __iter__(self) -> "_StreamIterator":
@@ -221,6 +223,16 @@ class Stream(ExactStream):
                 settings.streams_of_rank(self.world_size),
                 settings.window + 2 * settings.run_samples,
                 settings.streams_of_rank(nodes),
+            )
+
+    def _say_what_is_fetched_often(self) -> None:
+        groups = self.order.settings.num_groups
+        often = self._reader.source.is_remote and not self.config.cache_dir and self.world_size > groups
+        if often and self.rank == 0:
+            warn(
+                f"{-(-self.world_size // groups)} ranks fetch each run, every one into its own memory; set cache_dir, "
+                "a folder on a local disk that the ranks of a node share, or groups to the number of ranks, "
+                f"{self.world_size}"
             )
 
 
@@ -316,8 +328,6 @@ def open_reader(config: StreamConfig, manifest: Manifest, open_runs: int = 0) ->
         cache: Cache | None = None
         cache_bytes = int(config.cache_dir_gib * 2**30)
         if config.cache_dir:
-            from pipeline.stream.node_cache import NodeCache
-
             cache = NodeCache(Path(config.cache_dir), manifest.fingerprint, cache_bytes)
         fetcher = Fetcher(data, meter, config.client)
         sample_bytes = manifest.sample_bytes(config.split)

@@ -29,7 +29,7 @@ RUN_BYTES: Final = 10_000_000
 MIN_RUNS_PER_STREAM: Final = 4
 
 _AT_A_TIME: Final = 4096
-"""Samples of a rank whose places are computed together: numpy takes a millisecond for 64 and two for these."""
+"""Samples of a rank whose places are computed together: numpy takes 2 ms for 64 and 5 ms for these."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,8 +113,9 @@ def test_a_url_without_a_data_set_is_named(tmp_path, capsys):
     assert "holds no finished data set" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_bench_refuses_a_gpu_that_is_not_there(made, capsys):
+def test_bench_refuses_a_gpu_that_is_not_there(made, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert exit_code(main, ["bench", made.url, "--device", "cuda"]) == 2
     assert "leave out --device" in capsys.readouterr().err
 

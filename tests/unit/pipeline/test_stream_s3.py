@@ -322,3 +322,17 @@ def test_a_damaged_file_of_the_folder_is_fetched_again(many, tmp_path):
 def test_a_folder_that_cannot_hold_the_windows_is_refused(many, tmp_path):
     with pytest.raises(ConfigError, match="raise cache_dir_gib"):
         Stream(cached(many[1], tmp_path / "cache", gib=1e-5))
+
+
+@pytest.mark.parametrize(("rank", "changes", "is_said"), [(0, {}, True), (1, {}, False), (0, {"groups": 2}, False)])
+def test_it_is_said_once_when_ranks_fetch_what_others_fetch_too(memory, capsys, rank, changes, is_said):
+    with Stream(StreamConfig(url=memory, global_batch=4, **changes), rank, 2):
+        assert ("2 ranks fetch each run" in capsys.readouterr().err) == is_said
+
+
+def test_ranks_that_share_a_folder_or_a_disk_are_not_warned(memory, made, tmp_path, capsys):
+    with Stream(StreamConfig(url=memory, global_batch=4, cache_dir=str(tmp_path / "cache")), 0, 2):
+        pass
+    with Stream(StreamConfig(url=made.url, global_batch=4), 0, 2):
+        pass
+    assert capsys.readouterr().err == ""
