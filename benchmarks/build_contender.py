@@ -5,18 +5,17 @@ how samples become shards: ours checks grids and pixels, gathers statistics, and
 the others write.
 """
 
-import importlib.abc
-import importlib.machinery
 import json
 import os
 import sys
 import time
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.absent_modules import AbsentModules
 
 _READING = [0.0]
 
@@ -144,32 +143,9 @@ def _mds(root: Path, out: Path, codec: str, share: int, shares: int) -> int:
     return count
 
 
-class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands in for torchvision and transformers, which MDSWriter's package imports and the writer does not use."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
-        if name.partition(".")[0] in ("torchvision", "transformers"):
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec: Any) -> types.ModuleType:
-        module = types.ModuleType(spec.name)
-        module.__getattr__ = _stand_in  # type: ignore[method-assign]
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        pass
-
-
-def _stand_in(name: str) -> type:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return type(name, (), {})
-
-
 def _import_mds(rivals: str) -> None:
     sys.path.append(rivals)
-    sys.meta_path.append(_Absent())
+    sys.meta_path.append(AbsentModules(("torchvision", "transformers")))
     import streaming  # noqa: F401
 
 

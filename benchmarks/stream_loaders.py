@@ -123,7 +123,24 @@ def _collate(samples: list[tuple[Any, ...]]) -> list[Any]:
     return [list(keys), *(default_collate(list(array)) for array in arrays)]
 
 
-class MDS(Reader):
+class _StatefulLoader(Reader):
+    """A rival's own loader, which has a state."""
+
+    loader: Any
+
+    def epoch(self) -> Iterator[Part]:
+        for batch in self.loader:
+            yield _part(batch, "row")
+
+    def state(self) -> Any:
+        return self.loader.state_dict()
+
+    def resume(self, state: Any) -> Iterator[Part]:
+        self.loader.load_state_dict(state)
+        return self.epoch()
+
+
+class MDS(_StatefulLoader):
     """MosaicML Streaming, shuffled by its default algorithm, uncompressed, without hashes."""
 
     imports = ("torch.utils.data",)
@@ -139,19 +156,8 @@ class MDS(Reader):
         self.dataset = StreamingDataset(**where, shuffle=True, batch_size=task.batch, shuffle_seed=SEED)
         self.loader = StreamingDataLoader(self.dataset, batch_size=task.batch, num_workers=task.workers, drop_last=True)
 
-    def epoch(self) -> Iterator[Part]:
-        for batch in self.loader:
-            yield _part(batch, "row")
 
-    def state(self) -> Any:
-        return self.loader.state_dict()
-
-    def resume(self, state: Any) -> Iterator[Part]:
-        self.loader.load_state_dict(state)
-        return self.epoch()
-
-
-class LitData(Reader):
+class LitData(_StatefulLoader):
     """LitData, shuffled, decoding item by item: its default decodes windows of which its own shuffle uses little."""
 
     imports = ("torch.utils.data", "litdata")
@@ -178,17 +184,6 @@ class LitData(Reader):
         self.loader = litdata.StreamingDataLoader(
             self.dataset, batch_size=task.batch, num_workers=task.workers, drop_last=True
         )
-
-    def epoch(self) -> Iterator[Part]:
-        for batch in self.loader:
-            yield _part(batch, "row")
-
-    def state(self) -> Any:
-        return self.loader.state_dict()
-
-    def resume(self, state: Any) -> Iterator[Part]:
-        self.loader.load_state_dict(state)
-        return self.epoch()
 
 
 class Energon(Reader):

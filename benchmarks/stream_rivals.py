@@ -6,19 +6,15 @@ torchvision, are installed without their dependencies; what they need of these i
 """
 
 import argparse
-import importlib.abc
-import importlib.machinery
 import json
 import subprocess
 import sys
 import sysconfig
-import types
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
+from benchmarks.absent_modules import AbsentModules
 from pipeline.command import run_command
 from pipeline.errors import ConfigError
 
@@ -96,7 +92,7 @@ def missing() -> dict[str, str]:
 
 def hide_unused_imports() -> None:
     """Let `import torchvision` and `import transformers` succeed in this process; nothing of them is ever called."""
-    sys.meta_path.append(_Absent())
+    sys.meta_path.append(AbsentModules(_ABSENT))
 
 
 def _outcome() -> Path:
@@ -128,27 +124,6 @@ def _install(package: Package, constraints: Path) -> str:
             lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             return (lines or done.stderr.splitlines() or ["pip failed"])[-1].removeprefix("ERROR: ")
     return ""
-
-
-class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name: str, path: Sequence[str] | None, target: Any = None) -> Any:
-        if name.partition(".")[0] in _ABSENT:
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec: Any) -> types.ModuleType:
-        module = types.ModuleType(spec.name)
-        module.__getattr__ = _stand_in  # type: ignore[method-assign]
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        pass
-
-
-def _stand_in(name: str) -> type:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return type(name, (), {})
 
 
 if __name__ == "__main__":
