@@ -72,7 +72,8 @@ def test_bits_flipped_on_the_way_are_fetched_again(url, client, made, expected, 
     server.faults.set([Fault(do="flip", path=shard, amount=place - first, times=2)])
     told = streamed(url, client, expected)
     assert len(server.faults.seen()) == 2
-    assert (told.corrupt, told.replaced, told.retries, told.requests) == (1, 0, 0, 6 + 2)
+    assert told.corrupt in (1, 2)  # the sample's reading in the next epoch, ahead, may meet the same damaged copy
+    assert (told.replaced, told.retries, told.requests) == (0, 0, 6 + 2)
 
 
 def test_without_checksums_a_flipped_bit_goes_into_the_batch(url, client, made, expected, server):
