@@ -24,6 +24,7 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")
 _WARM_BATCHES = 16
 """By then the shuffle buffers of 1,000 samples are full."""
 _LEAST_BATCHES = 8
+_LATER_EPOCHS = 2
 _LONGEST_S = 30
 """Slow contenders are timed for longer: batches come in pairs when there are two workers."""
 _REMOTE = {"s3fs": ("s3fs", "aiobotocore.session", "botocore.session"), "obstore": ("s3fs", "obstore.store")}
@@ -135,20 +136,31 @@ def _resume(cls: Any, spec: Spec) -> dict[str, Any]:
 
 
 def _transfer(cls: Any, spec: Spec) -> dict[str, Any]:
-    """All pairs once. What opens the data set is not counted, for of much data it is nothing; all that it pulls is."""
+    """All pairs once. What opens the data set is not counted, for of much data it is nothing; all that it pulls is.
+
+    Who goes on after that and counts what he fetches is timed for two more epochs, with his memory in place.
+    """
     began = time.perf_counter()
     reader: Reader = cls(spec.task)
     opened = time.perf_counter() - began
     clock = _Clock()
     clock.start()
     samples, first = 0, 0.0
-    for part in reader.epoch():
+    parts = reader.epoch()
+    for part in islice(parts, spec.batches):
         samples += part.num_samples
         first = first or opened + clock.running()
-        if samples >= spec.batches * spec.task.batch:
-            break
     clock.stop()
-    return {"samples": samples, "wall": clock.wall, "cpu": clock.cpu, "first": first, "rss_mib": _peak_mib()}
+    told = {"samples": samples, "wall": clock.wall, "cpu": clock.cpu, "first": first, "rss_mib": _peak_mib()}
+    before = reader.bytes_fetched()
+    if before is not None:
+        later = _Clock()
+        later.start()
+        told["later_samples"] = sum(part.num_samples for part in islice(parts, _LATER_EPOCHS * spec.batches))
+        later.stop()
+        told |= {"fetched": before, "later_wall": later.wall, "later_cpu": later.cpu}
+        told["later_fetched"] = (reader.bytes_fetched() or 0) - before
+    return told
 
 
 def _compare(parts: Iterator[Part], truth: Truth, batch: int) -> None:

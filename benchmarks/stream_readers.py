@@ -16,6 +16,8 @@ from benchmarks.stream_data import DTYPES, GEOTIFF_PAIRS, SHAPES, Truth, bands_o
 CHUNK_BYTES: Final = 4 << 20
 SEED: Final = 1
 WINDOW_GIB: Final = 1.5
+REMOTE_CACHE_GIB: Final = 1.6
+"""Of memory for fetched runs: little more than the window, so that later epochs are fetched too."""
 """Of ours: below the size of the data, so that an epoch is not one window."""
 
 
@@ -69,6 +71,10 @@ class Reader:
     def epoch(self) -> Iterator[Part]:
         raise NotImplementedError
 
+    def bytes_fetched(self) -> int | None:
+        """So far, from a store; None when nobody counts."""
+        return None
+
     def state(self) -> Any:
         """What continues behind the last batch of `epoch`, as JSON."""
         raise NotImplementedError
@@ -94,6 +100,7 @@ class Ours(Reader):
                 verify_checksums=task.verify_checksums,
                 seed=SEED,
                 window_gib=WINDOW_GIB,
+                **({"cache_gib": REMOTE_CACHE_GIB} if task.remote else {}),
                 client="obstore" if task.client == "obstore" else "fsspec",
             )
         )
@@ -101,6 +108,9 @@ class Ours(Reader):
     def epoch(self) -> Iterator[Part]:
         for batch in self.stream:
             yield Part(len(batch.keys), batch.keys, batch.arrays)
+
+    def bytes_fetched(self) -> int:
+        return self.stream.instruments().bytes_fetched
 
     def state(self) -> Any:
         return self.stream.state_dict()

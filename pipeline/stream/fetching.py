@@ -6,16 +6,22 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 from pipeline.stream.byte_range import ByteRange, wrong_size
+from pipeline.stream.holding import Content
 from pipeline.stream.instruments import Meter
+from pipeline.stream.lent_memory import MemoryPool
+from pipeline.stream.order import RUN_BYTES
+from pipeline.stream.s3fs_ranges import S3fsRanges
 from sharding.credentials import is_refusal
 from sharding.dataset import split_version
 from sharding.errors import StorageError
 from sharding.store import Store
 
 Client = Literal["fsspec", "obstore"]
-ReadRange = Callable[[str, int, int, Callable[[BaseException], None]], bytes]
+ReadRange = Callable[[str, int, int, Callable[[BaseException], None]], Content]
 CONNECTIONS = 64
 """botocore's pool has 10 by default, which holds 16 requests up."""
+KEPT_BYTES: Final = 16 * RUN_BYTES
+"""Of memory that is not in use, for the next ranges."""
 _NO_RETRIES: Final = {"total_max_attempts": 1}
 """By botocore: five tries of its own in each of s3fs's five would make a stalled answer take a quarter of an hour."""
 
@@ -45,7 +51,7 @@ class Fetcher:
         """Try nothing again."""
         self._stopped.set()
 
-    def __call__(self, wanted: ByteRange) -> bytes:
+    def __call__(self, wanted: ByteRange) -> Content:
         """The bytes of a range; asked again, with growing random waits, while the store fails in ways that pass.
 
         Raises DataError naming the file when it is missing or not `file_bytes` long, StorageError when the store
@@ -81,8 +87,9 @@ class Fetcher:
 
 
 def _reader(store: Store, client: Client) -> ReadRange:
-    if client == "fsspec":
-        return store.read_range
-    from pipeline.stream.obstore_ranges import ObstoreRanges
+    memory = MemoryPool(KEPT_BYTES)
+    if client == "obstore":
+        from pipeline.stream.obstore_ranges import ObstoreRanges
 
-    return ObstoreRanges(store)
+        return ObstoreRanges(store, memory)
+    return S3fsRanges(store, memory) if store.is_s3 else store.read_range

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 Int64s = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
+Content = bytes | Bytes
 Places = tuple[npt.NDArray[np.int32], Int64s]
 """Descriptors, and offsets or addresses, of payloads."""
 

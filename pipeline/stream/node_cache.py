@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
+import numpy as np
+
 from pipeline.stream.byte_range import ByteRange
 from pipeline.stream.cache_folder import (
     NO_SPACE,
@@ -35,6 +37,7 @@ from pipeline.stream.cache_folder import (
     pauses,
     try_lock,
 )
+from pipeline.stream.holding import Content
 from sharding.errors import StorageError
 
 T = TypeVar("T")
@@ -61,7 +64,7 @@ class Held:
 
     descriptor: int | None = None
     """Open for reading; its byte 0 is the range's first."""
-    content: bytes | None = None
+    content: Content | None = None
     hit: bool
     """Whether it was there, or somebody else fetched it."""
     give_back: Callable[[], None] | None = None
@@ -125,7 +128,7 @@ class NodeCache:
         except OSError as error:
             self._tell(error)
 
-    def bring(self, wanted: ByteRange, fetch: Callable[[], bytes]) -> Held:
+    def bring(self, wanted: ByteRange, fetch: Callable[[], Content]) -> Held:
         """The range from the folder; when it is not there, `fetch` it and put it there.
 
         Raises what `fetch` raised; then the next one who wants the range tries.
@@ -210,7 +213,7 @@ class NodeCache:
                     self.waited_s += time.monotonic() - since
         raise TimeoutError(errno.ETIMEDOUT, f"another process has been fetching it for {PATIENCE_S:.0f} s", path)
 
-    def _put(self, part: int, name: str, content: bytes) -> Held | None:
+    def _put(self, part: int, name: str, content: Content) -> Held | None:
         """Write a range and give it its name; None when the disk or the bound has no room for it."""
         path = self._path(name)
         held = None
@@ -228,10 +231,10 @@ class NodeCache:
             self._tell(error)
             return None
 
-    def _write(self, part: int, content: bytes) -> bool:
+    def _write(self, part: int, content: Content) -> bool:
         if not self._folder.reserve(part, len(content), self._needs()):
             return False
-        left, place = memoryview(content), 0
+        left, place = np.frombuffer(content, np.uint8).data, 0
         while left:
             written = os.pwrite(part, left, place)
             left, place = left[written:], place + written

@@ -9,6 +9,10 @@ import re
 from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
+
+from pipeline.stream.holding import Bytes
+from pipeline.stream.lent_memory import MemoryPool
 from sharding.errors import ConfigError
 from sharding.store import Store
 
@@ -26,20 +30,21 @@ _REFUSALS: Final = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
 class ObstoreRanges:
     """Reads ranges of one store's files; usable from any thread."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, memory: MemoryPool) -> None:
         try:
             import obstore
         except ImportError as error:
             raise ConfigError("client is obstore, which is not installed; pip install obstore") from error
         self._get_range = obstore.get_range
         self._store = store
+        self._memory = memory
         if store.is_local or "memory" in store.fs.protocol:
             raise ConfigError(f"client is obstore, which cannot read {store.url}; use client fsspec")
         self._bucket_name, _, self._prefix = store.root.partition("/")
         self._opened = self._open(store.fs)
 
-    def __call__(self, path: str, start: int, end: int, again: Callable[[BaseException], None]) -> Any:
-        """Bytes [start, end) of `path`, as an object that shows its memory; errors as `Store.read_range`."""
+    def __call__(self, path: str, start: int, end: int, again: Callable[[BaseException], None]) -> Bytes:
+        """Bytes [start, end) of `path`; errors as `Store.read_range`."""
         key = f"{self._prefix}/{path}" if self._prefix else path
 
         def read() -> Any:
@@ -54,7 +59,11 @@ class ObstoreRanges:
                 raise OSError(f"it gave {len(content)} of the bytes {start} to {end}: it is cut short")
             return content
 
-        return self._store.ask("read", path, read, again)
+        came = self._store.ask("read", path, read, again)
+        # Obstore's own memory is used again when it is let go of at once.
+        content = self._memory.lend(end - start)
+        np.copyto(content, np.frombuffer(came, np.uint8))
+        return content
 
     def _open(self, fs: Any) -> tuple[Any, Any]:
         if self._store.is_s3:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.stream.byte_range import ByteRange
-from pipeline.stream.holding import Bytes, Int64s
+from pipeline.stream.holding import Bytes, Content, Int64s
 from pipeline.stream.native import IN_MEMORY, NOWHERE
 from sharding.errors import DataError
 
@@ -18,7 +18,7 @@ from sharding.errors import DataError
 class Fetch(Protocol):
     """Asks a store for a range."""
 
-    def __call__(self, wanted: ByteRange) -> bytes:
+    def __call__(self, wanted: ByteRange) -> Content:
         """All bytes of the range, or an error."""
 
 
@@ -26,7 +26,7 @@ class Brought(Protocol):
     """A range that was brought: an open file at whose start it is, or bytes."""
 
     descriptor: int | None
-    content: bytes | None
+    content: Content | None
     hit: bool
 
     def close(self) -> None:
@@ -36,7 +36,7 @@ class Brought(Protocol):
 class Cache(Protocol):
     """Where fetched ranges are kept for other ranks and later (`pipeline.stream.node_cache`)."""
 
-    def bring(self, wanted: ByteRange, fetch: Callable[[], bytes]) -> Brought:
+    def bring(self, wanted: ByteRange, fetch: Callable[[], Content]) -> Brought:
         """The range, fetched unless it is there."""
 
     def discard(self, wanted: ByteRange) -> None:
@@ -50,7 +50,7 @@ class Cache(Protocol):
 class InMemory:
     """A range that this process has fetched for itself."""
 
-    content: bytes | None
+    content: Content | None
     descriptor: int | None = None
     hit: bool = False
 
@@ -66,7 +66,7 @@ class Piece:
     wanted: ByteRange
     file: int
     brought: Brought
-    content: bytes | None
+    content: Bytes | None
     """As long as a piece is looked at, its bytes stay, whoever closes it."""
     descriptor: int
     """Open file, or IN_MEMORY."""
@@ -76,16 +76,15 @@ class Piece:
     @classmethod
     def of(cls, wanted: ByteRange, file: int, brought: Brought) -> "Piece":
         """The piece that holds `wanted`."""
-        content = brought.content
-        address = 0 if content is None else int(np.frombuffer(content, np.uint8).ctypes.data)
+        content = None if brought.content is None else np.frombuffer(brought.content, np.uint8)
+        address = 0 if content is None else int(content.ctypes.data)
         descriptor = IN_MEMORY if brought.descriptor is None else brought.descriptor
         return cls(wanted, file, brought, content, descriptor, address - wanted.start)
 
     def read(self, start: int, end: int) -> Bytes:
         """Bytes [start, end) of the file; DataError when the cached copy does not have them."""
         if self.content is not None:
-            part = memoryview(self.content)[start - self.wanted.start : end - self.wanted.start]
-            return np.frombuffer(part, np.uint8)
+            return self.content[start - self.wanted.start : end - self.wanted.start]
         assert self.brought.descriptor is not None
         try:
             content = os.pread(self.brought.descriptor, end - start, start - self.wanted.start)
