@@ -17,6 +17,8 @@ import numpy as np
 
 from benchmarks.absent_modules import AbsentModules
 
+SHARD_MIB = 32
+"""So small that the workers of a build, who take a shard each, all have work."""
 _READING = [0.0]
 
 
@@ -67,7 +69,8 @@ def _ours(root: Path, out: Path, codec: str, share: int, shares: int) -> int:
 
     quiet = open(os.devnull, "w")
     sys.stdout, terminal = quiet, sys.stdout
-    arguments = ["--source", "reben", "--root", str(root), "--out", str(out), "--codec", codec, "--json"]
+    arguments = ["--source", "reben", "--root", str(root), "--out", str(out), "--codec", codec]
+    arguments += ["--shard-mib", str(SHARD_MIB), "--json"]
     code = build.main([*arguments, "--workers", str(shares)])
     sys.stdout = terminal
     assert code == 0
@@ -119,7 +122,7 @@ def _webdataset(root: Path, out: Path, codec: str, share: int, shares: int) -> i
 
     out.mkdir(parents=True, exist_ok=True)
     count = 0
-    with webdataset.ShardWriter(f"{out}/{share}-%06d.tar", maxsize=256 << 20, verbose=0) as writer:
+    with webdataset.ShardWriter(f"{out}/{share}-%06d.tar", maxsize=SHARD_MIB << 20, verbose=0) as writer:
         for key, arrays, metadata in _samples(root, share, shares):
             sample = {f"{name}.bin": encode(array, codec) for name, array in arrays.items()}
             writer.write({"__key__": key, "json": metadata, **sample})
@@ -135,7 +138,7 @@ def _mds(root: Path, out: Path, codec: str, share: int, shares: int) -> int:
     names = ("s1", "s2_10m", "s2_20m", "s2_60m")
     columns = {"key": "str", "metadata": "json", **dict.fromkeys(names, "bytes")}
     count = 0
-    with MDSWriter(out=str(out / str(share)), columns=columns, size_limit=256 << 20) as writer:
+    with MDSWriter(out=str(out / str(share)), columns=columns, size_limit=SHARD_MIB << 20) as writer:
         for key, arrays, metadata in _samples(root, share, shares):
             encoded = {name: encode(array, codec) for name, array in arrays.items()}
             writer.write({"key": key, "metadata": metadata, **encoded})
