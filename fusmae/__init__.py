@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fusmae.config import FusMAEConfig, Modality
+    from fusmae.cross_scale import CrossScaleFusMAE
+    from fusmae.cross_scale_config import CrossScaleConfig
     from fusmae.masking import MaskingConfig, Masks, sample_masks
     from fusmae.model import EncoderOutput, FusMAE, FusMAEOutput, Reconstruction
     from fusmae.random import CounterRandom, Purpose
 
 __all__ = [
     "CounterRandom",
+    "CrossScaleConfig",
+    "CrossScaleFusMAE",
     "EncoderOutput",
     "FusMAE",
     "FusMAEConfig",
@@ -28,6 +32,8 @@ __all__ = [
 
 _HOME = {
     "CounterRandom": "random",
+    "CrossScaleConfig": "cross_scale_config",
+    "CrossScaleFusMAE": "cross_scale",
     "EncoderOutput": "model",
     "FusMAE": "model",
     "FusMAEConfig": "config",

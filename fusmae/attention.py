@@ -8,7 +8,8 @@ Shape legend: B batch, N queries, M keys and values, D width of a token, H heads
 """
 
 import logging
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any, get_args
 
 import torch
@@ -18,14 +19,43 @@ from torch import Tensor, nn
 from fusmae.config import AttentionBackend
 
 
+@dataclass(frozen=True, eq=False)
+class Segments:
+    """Samples of any length behind each other in one row of tokens: queries of a sample meet its own keys alone."""
+
+    queries: tuple[int, ...]
+    """Queries of each sample, at least one."""
+    keys: tuple[int, ...]
+    """Keys of each sample, at least one."""
+
+    def __post_init__(self) -> None:
+        if len(self.queries) != len(self.keys) or min((*self.queries, *self.keys), default=1) < 1:
+            raise ValueError(f"segments need a query and a key each, not {self.queries} and {self.keys}")
+
+    @property
+    def equal(self) -> bool:
+        """Whether all samples have the same numbers, so that the row can be folded into a batch."""
+        return len(set(self.queries)) == len(set(self.keys)) == 1
+
+    @cached_property
+    def block_diagonal(self) -> Any:
+        """As a bias of xformers."""
+        from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
+        return BlockDiagonalMask.from_seqlens(self.queries, self.keys)
+
+
 def attention(
     q_BNHK: Tensor,
     k_BMHK: Tensor,
     v_BMHK: Tensor,
     backend: AttentionBackend = "xformers",
-    bias_BHNM: Tensor | None = None,
+    bias_BHNM: Tensor | Segments | None = None,
 ) -> Tensor:
     """Attention softmax(q kT / sqrt(K) + bias) v (Fus-MAE Eq. 5): (B, N, H, K) in the dtype of q.
+
+    With `Segments`, B is 1 and the samples lie behind each other: xformers computes them packed, without padding
+    (BlockDiagonalMask), sdpa pads each to the longest, math goes sample by sample.
 
     Args:
         q_BNHK: queries.
@@ -39,6 +69,8 @@ def attention(
     if k_BMHK.shape != (batch, num_keys, heads, width) or v_BMHK.shape != k_BMHK.shape or not num_keys:
         shapes = ", ".join(str(tuple(x.shape)) for x in (q_BNHK, k_BMHK, v_BMHK))
         raise ValueError(f"queries, keys and values do not fit each other or are empty: {shapes}")
+    if isinstance(bias_BHNM, Segments):
+        return _segmented_attention(q_BNHK, k_BMHK, v_BMHK, backend, bias_BHNM)
     if backend == "xformers":
         return _xformers_attention(q_BNHK, k_BMHK, v_BMHK, bias_BHNM)
     bias = None if bias_BHNM is None else bias_BHNM.to(q_BNHK.dtype)
@@ -50,6 +82,50 @@ def attention(
     raise ValueError(f"attention backend '{backend}' does not exist; write {', '.join(get_args(AttentionBackend))}")
 
 
+def _segmented_attention(
+    q_1NHK: Tensor, k_1MHK: Tensor, v_1MHK: Tensor, backend: AttentionBackend, segments: Segments
+) -> Tensor:
+    found, wanted = (q_1NHK.shape[1], k_1MHK.shape[1]), (sum(segments.queries), sum(segments.keys))
+    if q_1NHK.shape[0] != 1 or found != wanted:
+        raise ValueError(f"segments of {wanted} queries and keys do not fit {q_1NHK.shape[0]} rows of {found}")
+    if segments.equal:
+        q, k, v = (x[0].unflatten(0, (len(segments.queries), -1)) for x in (q_1NHK, k_1MHK, v_1MHK))
+        return attention(q, k, v, backend).flatten(0, 1)[None]
+    if backend == "xformers":
+        return _xformers_attention(q_1NHK, k_1MHK, v_1MHK, segments)
+    if backend == "sdpa":
+        return _padded_attention(q_1NHK, k_1MHK, v_1MHK, segments)
+    of_queries, of_keys = q_1NHK.split(segments.queries, 1), [x.split(segments.keys, 1) for x in (k_1MHK, v_1MHK)]
+    parts = [attention(q, k, v, backend) for q, k, v in zip(of_queries, *of_keys, strict=True)]
+    return torch.cat(parts, dim=1)
+
+
+def _padded_attention(q_1NHK: Tensor, k_1MHK: Tensor, v_1MHK: Tensor, segments: Segments) -> Tensor:
+    lengths = torch.tensor([segments.queries, segments.keys]).to(q_1NHK.device, non_blocking=True)
+    most = max(segments.queries), max(segments.keys)
+
+    def places(which: int) -> Tensor:
+        """Where in the padded batch, its samples behind each other, each token lies."""
+        length_B = lengths[which]
+        total = q_1NHK.shape[1] if which == 0 else k_1MHK.shape[1]
+        ids_B = torch.arange(len(length_B), device=length_B.device)
+        sample_R = ids_B.repeat_interleave(length_B, output_size=total)
+        first_B = length_B.cumsum(0) - length_B
+        return sample_R * most[which] + torch.arange(total, device=length_B.device) - first_B[sample_R]
+
+    def padded(x_1RHK: Tensor, which: int) -> Tensor:
+        x_RHK = x_1RHK[0]
+        batch = len(segments.queries)
+        wide = x_RHK.new_zeros(batch * most[which], *x_RHK.shape[1:]).index_copy(0, at[which], x_RHK)
+        return wide.unflatten(0, (batch, most[which]))
+
+    at = places(0), places(1)
+    is_key_BM = torch.arange(most[1], device=q_1NHK.device)[None] < lengths[1][:, None]
+    bias_B11M = torch.zeros_like(is_key_BM, dtype=q_1NHK.dtype).masked_fill(~is_key_BM, float("-inf"))[:, None, None]
+    out = attention(padded(q_1NHK, 0), padded(k_1MHK, 1), padded(v_1MHK, 1), "sdpa", bias_B11M)
+    return out.flatten(0, 1)[at[0]][None]
+
+
 def _math_attention(q_BHNK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, bias: Tensor | None) -> Tensor:
     dtype = torch.promote_types(q_BHNK.dtype, torch.float32)
     with torch.autocast(q_BHNK.device.type, enabled=False):
@@ -59,9 +135,11 @@ def _math_attention(q_BHNK: Tensor, k_BHMK: Tensor, v_BHMK: Tensor, bias: Tensor
         return (scores_BHNM.softmax(-1) @ v_BHMK.to(dtype)).to(q_BHNK.dtype)
 
 
-def _xformers_attention(q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor, bias: Tensor | None) -> Tensor:
+def _xformers_attention(q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor, bias: Any) -> Tensor:
     xformers_ops, cpu_operators = _load_xformers()
-    if bias is not None:
+    if isinstance(bias, Segments):
+        bias = bias.block_diagonal.to(q_BNHK.device)
+    elif bias is not None:
         num_keys = k_BMHK.shape[1]
         # The CUDA kernels want the rows of a bias 16 bytes apart: pad to a multiple of 8 keys, then slice.
         bias = F.pad(bias.to(q_BNHK.dtype), (0, -num_keys % 8))[..., :num_keys]
@@ -97,13 +175,24 @@ def _load_xformers() -> tuple[Any, tuple[type, type]]:
 
 def _cpu_operators(common: Any) -> tuple[type, type]:
     """Operator classes for CPU tensors, made here because their bases come with xformers."""
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
     aten = torch.ops.aten
+
+    def blocks(bias: Any, of_queries: tuple[Tensor, ...], of_keys: tuple[Tensor, ...]) -> Any:
+        """What each call of the kernel gets, heads before tokens: all at once, or sample by sample."""
+        if not isinstance(bias, BlockDiagonalMask):
+            yield *(x.transpose(1, 2) for x in (*of_queries, *of_keys)), bias
+            return
+        for (q0, q1), (k0, k1) in zip(bias.q_seqinfo.intervals(), bias.k_seqinfo.intervals(), strict=True):
+            parts = [*(x[:, q0:q1] for x in of_queries), *(x[:, k0:k1] for x in of_keys)]
+            yield *(x.transpose(1, 2) for x in parts), None
 
     class CpuOperator:
         SUPPORTED_DEVICES = frozenset({"cpu"})
         SUPPORTED_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
         SUPPORTED_MAX_K = 65536
-        SUPPORTED_ATTN_BIAS_TYPES = (type(None), Tensor)
+        SUPPORTED_ATTN_BIAS_TYPES = (type(None), Tensor, BlockDiagonalMask)
         SUPPORTS_DROPOUT = False
         SUPPORTS_CUSTOM_SCALE = True
         VARLEN_LSE_PACKED = False
@@ -120,13 +209,11 @@ def _cpu_operators(common: Any) -> tuple[type, type]:
 
         @classmethod
         def apply(cls, inp: Any, needs_gradient: bool) -> tuple[Tensor, Any]:
-            out, lse = cls.OPERATOR(
-                inp.query.transpose(1, 2),
-                inp.key.transpose(1, 2),
-                inp.value.transpose(1, 2),
-                attn_mask=inp.attn_bias,
-                scale=inp.scale_float,
-            )
+            parts = [
+                cls.OPERATOR(q, k, v, attn_mask=bias, scale=inp.scale_float)
+                for q, k, v, bias in blocks(inp.attn_bias, (inp.query,), (inp.key, inp.value))
+            ]
+            out, lse = (torch.cat(found, dim=2) for found in zip(*parts, strict=True))
             out = out.transpose(1, 2)
             return out, common.Context(lse=lse, out=out) if needs_gradient else None
 
@@ -136,19 +223,12 @@ def _cpu_operators(common: Any) -> tuple[type, type]:
 
         @classmethod
         def apply(cls, ctx: Any, inp: Any, grad: Tensor) -> Any:
-            grads = cls.OPERATOR(
-                grad.transpose(1, 2),
-                inp.query.transpose(1, 2),
-                inp.key.transpose(1, 2),
-                inp.value.transpose(1, 2),
-                ctx.out.transpose(1, 2),
-                ctx.lse,
-                0.0,
-                False,
-                attn_mask=inp.attn_bias,
-                scale=inp.scale_float,
-            )
-            dq, dk, dv = (x.transpose(1, 2) for x in grads)
+            of_queries = (grad, inp.query, ctx.out, ctx.lse.transpose(1, 2))
+            parts = [
+                cls.OPERATOR(g, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=inp.scale_float)
+                for g, q, out, lse, k, v, bias in blocks(inp.attn_bias, of_queries, (inp.key, inp.value))
+            ]
+            dq, dk, dv = (torch.cat(found, dim=2).transpose(1, 2) for found in zip(*parts, strict=True))
             return common.Gradients(dq=dq, dk=dk, dv=dv)
 
     return CpuForward, CpuBackward
@@ -163,7 +243,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor, bias_BHNM: Tensor | None = None) -> Tensor:
+    def forward(self, x_BND: Tensor, bias_BHNM: Tensor | Segments | None = None) -> Tensor:
         """(B, N, D)."""
         q, k, v = self.qkv(x_BND).unflatten(2, (3, self.heads, -1)).unbind(2)
         out: Tensor = self.proj(attention(q, k, v, self.backend, bias_BHNM).flatten(2))
@@ -180,11 +260,11 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor, y_BMD: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, y_BMD: Tensor, segments: Segments | None = None) -> Tensor:
         """(B, N, D)."""
         q = self.q(x_BND).unflatten(2, (self.heads, -1))
         k, v = self.kv(y_BMD).unflatten(2, (2, self.heads, -1)).unbind(2)
-        out: Tensor = self.proj(attention(q, k, v, self.backend).flatten(2))
+        out: Tensor = self.proj(attention(q, k, v, self.backend, segments).flatten(2))
         return out
 
     @torch.no_grad()

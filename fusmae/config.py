@@ -10,7 +10,9 @@ from math import isfinite
 from typing import Any, ClassVar, Literal, Self, get_args
 
 AttentionBackend = Literal["xformers", "sdpa", "math"]
-MaskingStrategy = Literal["independent", "consistent"]
+MaskingStrategy = Literal["independent", "consistent", "disjoint", "union", "dirichlet", "modality", "band_group"]
+VARYING: tuple[MaskingStrategy, ...] = ("union", "dirichlet", "modality")
+"""Strategies under which the number of visible patches of a modality differs between samples."""
 
 _FORBID: dict[str, Any] = {"extra": "forbid"}
 
@@ -25,6 +27,13 @@ class Modality:
     """Short lower-case name, such as s1."""
     bands: tuple[str, ...]
     """Names of the bands as ESA writes them; channel i of an image is bands[i]."""
+    groups: tuple[tuple[str, ...], ...] = ()
+    """Bands that belong together, such as those of one resolution: each band in one group. Empty: one of all."""
+
+    @property
+    def group_indices(self) -> tuple[tuple[int, ...], ...]:
+        """The channels of each group."""
+        return tuple(tuple(self.bands.index(band) for band in group) for group in self.groups or (self.bands,))
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
@@ -33,6 +42,12 @@ class Modality:
             raise ValueError(f"modality '{self.name}' has no bands; name at least one")
         if len(set(self.bands)) != len(self.bands):
             raise ValueError(f"modality '{self.name}' names a band twice: {', '.join(self.bands)}")
+        grouped = [band for group in self.groups for band in group]
+        if self.groups and (sorted(grouped) != sorted(self.bands) or not all(self.groups)):
+            raise ValueError(
+                f"the groups of modality '{self.name}' hold {', '.join(grouped)}; write each of its bands"
+                f" {', '.join(self.bands)} in one group"
+            )
 
 
 def count_visible(mask_ratio: float, num_patches: int) -> int:
@@ -51,11 +66,13 @@ def count_visible(mask_ratio: float, num_patches: int) -> int:
     return visible
 
 
-S1 = Modality(name="s1", bands=("VV", "VH"))
+S1 = Modality(name="s1", bands=("VV", "VH"), groups=(("VV",), ("VH",)))
 S2 = Modality(
     name="s2",
     bands=("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"),
+    groups=(("B02", "B03", "B04", "B08"), ("B05", "B06", "B07", "B8A", "B11", "B12"), ("B01", "B09")),
 )
+"""Grouped by native resolution: 10, 20 and 60 m."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,26 +97,47 @@ class FusMAEConfig:
     """Hidden width of every MLP, in widths."""
     encoder_fusion: Literal["none", "xae"] = "xae"
     """xae: each modality first attends to the others (Eq. 2-3). none: tokens are only joined."""
-    decoder_fusion: Literal["none", "xad"] = "xad"
-    """xad: each modality's latents attend to the others' before their decoder (Eq. 10-11)."""
+    decoder_fusion: Literal["none", "xad", "multimae"] = "xad"
+    """xad: each modality's latents attend to the others' before their decoder (Eq. 10-11). multimae: a decoder's first
+    block lets all its tokens, mask tokens too, attend to the latents of all modalities (MultiMAE)."""
     share_cross_attention: bool = True
     """One cross-attention for all directions of the XAttnEncoder, as in Eq. 2; false: one a modality."""
+    positions: Literal["sincos", "learned"] = "sincos"
+    """sincos: fixed. learned: a table for the encoder and one for each decoder."""
+    global_token: bool = True
+    """A learned token without a place joins the patches behind the XAttnEncoder (z_CLS of Eq. 6)."""
+    decode_global_token: bool = False
+    """The decoders see the global token too."""
     decoder_width: int = 256
     """Width of the light decoders."""
     decoder_depth: int = 2
     """Blocks of each light decoder."""
     decoder_heads: int = 8
     """Attention heads of the light decoders."""
+    decoder_attention: Literal["self", "cross"] = "self"
+    """self: ViT blocks over visible and mask tokens. cross: mask tokens only attend to the visible ones (CrossMAE)."""
+    decoder_queries: float = 1.0
+    """Share of the hidden patches, drawn at random, that is predicted and compared in training (CrossMAE: 0.25)."""
     mask_ratio: float = 0.75
     """Share of each modality's patches that is hidden."""
     masking: MaskingStrategy = "independent"
-    """independent: hidden positions are drawn for each modality. consistent: the same positions in all."""
-    target_norm: Literal["none", "per_patch"] = "none"
-    """per_patch: the target of a patch has mean 0 and variance 1 over its pixels and bands."""
+    """independent: hidden positions are drawn for each modality. consistent: the same positions in all. disjoint: no
+    position is visible in two. union: one draw over the patches of all. dirichlet: the shares of the modalities are
+    drawn uniformly, then their positions. modality: some samples hide a whole modality. band_group: independent, and
+    one group of each modality's bands is hidden in the visible patches too. See `fusmae.masking`."""
+    modality_mask_ratio: float = 0.25
+    """Share of samples that hide a whole modality under masking: modality."""
+    modality_dropout: float = 0.0
+    """Share of samples of which training hides all of one modality besides, so that one alone is a trained input."""
+    target_norm: Literal["none", "per_patch", "per_band_group"] = "none"
+    """per_patch: the target of a patch has mean 0 and variance 1 over its pixels and bands. per_band_group: over its
+    pixels and each group of bands."""
     loss_weights: tuple[float, ...] = ()
     """Weight of each modality's loss, in the order of modalities; empty: 1 each."""
     attention_backend: AttentionBackend = "xformers"
     """xformers: memory-efficient attention. sdpa: torch's own. math: written out, the tests' reference."""
+    checkpoint_activations: bool = False
+    """Training keeps only the inputs of blocks and computes the rest again: less memory, a third more work."""
 
     @classmethod
     def vit_s(cls, **overrides: Any) -> Self:
@@ -127,6 +165,8 @@ class FusMAEConfig:
         self._check_modalities()
         self._check_sizes("heads", self.heads, "width", self.width)
         self._check_sizes("decoder_heads", self.decoder_heads, "decoder_width", self.decoder_width)
+        self._check_masking()
+        self._check_decoders()
         if self.encoder_fusion == "xae" and self.depth < 2:
             raise ValueError(
                 f"depth {self.depth} leaves no block after the XAttnEncoder for the global token;"
@@ -149,6 +189,16 @@ class FusMAEConfig:
         return count_visible(self.mask_ratio, self.num_patches)
 
     @property
+    def num_predicted(self) -> int:
+        """Hidden patches of a modality that are predicted in training, at a fixed number of visible ones."""
+        return max(1, round(self.decoder_queries * (self.num_patches - self.num_visible)))
+
+    @property
+    def varies(self) -> bool:
+        """Whether samples of a training batch may differ in their numbers of visible patches."""
+        return self.masking in VARYING or self.modality_dropout > 0
+
+    @property
     def modality_names(self) -> tuple[str, ...]:
         """Names of the modalities, in order."""
         return tuple(modality.name for modality in self.modalities)
@@ -168,9 +218,11 @@ class FusMAEConfig:
     def _check_choices(self) -> None:
         choices = {
             "encoder_fusion": ("none", "xae"),
-            "decoder_fusion": ("none", "xad"),
+            "decoder_fusion": ("none", "xad", "multimae"),
+            "decoder_attention": ("self", "cross"),
+            "positions": ("sincos", "learned"),
             "masking": get_args(MaskingStrategy),
-            "target_norm": ("none", "per_patch"),
+            "target_norm": ("none", "per_patch", "per_band_group"),
             "attention_backend": get_args(AttentionBackend),
         }
         for field, allowed in choices.items():
@@ -207,6 +259,39 @@ class FusMAEConfig:
             raise ValueError(f"{len(weights)} loss_weights do not fit {len(names)} modalities: {', '.join(names)}")
         if any(weight < 0 or not isfinite(weight) for weight in weights) or (weights and not any(weights)):
             raise ValueError(f"loss_weights {weights} must be finite, not negative and not all 0")
+
+    def _check_masking(self) -> None:
+        for field in ("modality_mask_ratio", "modality_dropout"):
+            if not 0 <= (value := getattr(self, field)) <= 1:
+                raise ValueError(f"{field} {value} must lie between 0 and 1")
+        num, visible = len(self.modalities), self.num_visible
+        if self.masking in ("modality", "union", "dirichlet", "disjoint") and num < 2:
+            raise ValueError(f"masking '{self.masking}' needs two modalities; write independent")
+        if self.modality_dropout and num < 2:
+            raise ValueError(f"modality_dropout {self.modality_dropout} needs two modalities; write 0")
+        if self.masking == "disjoint" and num * visible > self.num_patches:
+            raise ValueError(
+                f"masking 'disjoint' needs {num} times {visible} visible patches, an image has {self.num_patches};"
+                f" raise mask_ratio to {1 - 1 / num:.2f} or more"
+            )
+        if self.masking == "modality" and num * visible > (num - 1) * self.num_patches:
+            raise ValueError(
+                f"masking 'modality' gives {num * visible} visible patches to {num - 1} modalities of"
+                f" {self.num_patches}; raise mask_ratio to {1 - (num - 1) / num:.2f} or more"
+            )
+        if self.masking == "band_group" and all(len(modality.groups) < 2 for modality in self.modalities):
+            raise ValueError("masking 'band_group' needs a modality with two groups of bands; write its groups")
+
+    def _check_decoders(self) -> None:
+        if self.decode_global_token and not self.global_token:
+            raise ValueError("decode_global_token needs global_token: true")
+        if not 0 < self.decoder_queries <= 1:
+            raise ValueError(f"decoder_queries {self.decoder_queries} must lie above 0 and at most at 1")
+        if self.decoder_queries < 1 and self.varies:
+            what = "modality_dropout" if self.modality_dropout else f"masking '{self.masking}'"
+            raise ValueError(f"decoder_queries {self.decoder_queries} does not go with {what}; write 1")
+        if self.decoder_fusion == "multimae" and self.decoder_attention == "cross":
+            raise ValueError("decoder_fusion 'multimae' has its own cross-attention; write decoder_attention: self")
 
     def _check_sizes(self, heads_field: str, heads: int, width_field: str, width: int) -> None:
         if width % 4:

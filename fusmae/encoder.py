@@ -4,13 +4,16 @@ Shape legend: B batch, V visible tokens of a modality, N tokens of a block, M to
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fusmae.attention import CrossAttention, SelfAttention
+from fusmae.attention import CrossAttention, Segments, SelfAttention
 from fusmae.config import AttentionBackend, FusMAEConfig
+from fusmae.packing import Packing
 
 NORM_EPS = 1e-6
 """Epsilon of every LayerNorm, as in ViT."""
@@ -40,8 +43,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = MLP(width, hidden)
 
-    def forward(self, x_BND: Tensor, bias_BHNM: Tensor | None = None) -> Tensor:
-        """(B, N, D); `bias_BHNM` is added to the attention scores."""
+    def forward(self, x_BND: Tensor, bias_BHNM: Tensor | Segments | None = None) -> Tensor:
+        """(B, N, D); `bias_BHNM` is added to the attention scores, or divides a row into samples."""
         x_BND = x_BND + self.attention(self.norm1(x_BND), bias_BHNM)
         return x_BND + self.mlp(self.norm2(x_BND))
 
@@ -85,6 +88,19 @@ class XAttnEncoder(nn.Module):
             fused[name] = x_BVD + self.mlp(self.norm2(x_BVD))
         return fused
 
+    def packed(self, x_1RD: Tensor, packing: Packing) -> Tensor:
+        """The same for samples with different numbers of tokens, (1, R, D) by modality.
+
+        In a sample that has tokens of one modality only, these have nothing to attend to: fus(x) = x.
+        """
+        normed_1RD, fused_1RD = self.norm1(x_1RD), x_1RD
+        for name, crossing in packing.crossings.items():
+            if crossing is not None:
+                cross = self.cross_attention["shared" if self.share else name]
+                asking, asked = normed_1RD[:, crossing.queries], normed_1RD[:, crossing.keys]
+                fused_1RD = fused_1RD.index_add(1, crossing.queries, cross(asking, asked, crossing.segments))
+        return fused_1RD + self.mlp(self.norm2(fused_1RD))
+
     def load_block(self, block: Block) -> None:
         """Take the weights of a ViT block of the same size."""
         for cross in self.cross_attention.values():
@@ -96,9 +112,11 @@ class XAttnEncoder(nn.Module):
 class Encoder(nn.Module):
     """`depth` blocks over all given modalities' tokens and a global token (Fus-MAE Eq. 6-8), LayerNorm last.
 
-    With fusion `xae` the first block is the XAttnEncoder. The learned global token (z_CLS of Eq. 6)
-    has no position and is appended at the end, after the XAttnEncoder.
+    With fusion `xae` the first block is the XAttnEncoder. The learned global token (z_CLS of Eq. 6), unless the model
+    has none, has no position and is appended at the end, after the XAttnEncoder.
     """
+
+    global_token_D: nn.Parameter | None
 
     def __init__(self, config: FusMAEConfig) -> None:
         super().__init__()
@@ -108,23 +126,48 @@ class Encoder(nn.Module):
         if config.encoder_fusion == "xae":
             share = config.share_cross_attention
             self.fusion = XAttnEncoder(width, heads, hidden, config.modality_names, share, backend)
-        self.global_token_D = nn.Parameter(torch.empty(width))
+        self.global_token_D = nn.Parameter(torch.empty(width)) if config.global_token else None
+        self.checkpoints = config.checkpoint_activations
         num_blocks = config.depth - (self.fusion is not None)
         self.blocks = nn.ModuleList(Block(width, heads, hidden, backend) for _ in range(num_blocks))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
-    def forward(self, tokens: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Latents (B, V, D) of each given modality, and the global token (B, D)."""
+    def forward(self, tokens: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Latents (B, V, D) of each given modality, and the global token (B, D) if there is one."""
         if self.fusion is not None:
-            tokens = self.fusion(tokens)
+            tokens = run_block(self, self.fusion, tokens)
         lengths = [x_BVD.shape[1] for x_BVD in tokens.values()]
         first = next(iter(tokens.values()))
-        global_B1D = self.global_token_D.to(first.dtype).expand(first.shape[0], 1, -1)
-        x_BND = torch.cat([*tokens.values(), global_B1D], dim=1)
+        parts = [*tokens.values()]
+        if self.global_token_D is not None:
+            parts.append(self.global_token_D.to(first.dtype).expand(first.shape[0], 1, -1))
+        x_BND = torch.cat(parts, dim=1)
         for block in self.blocks:
-            x_BND = block(x_BND)
-        *latents, global_B1D = self.norm(x_BND).split([*lengths, 1], dim=1)
-        return dict(zip(tokens, latents, strict=True)), global_B1D[:, 0]
+            x_BND = run_block(self, block, x_BND)
+        x_BND = self.norm(x_BND)
+        latents = x_BND[:, : sum(lengths)].split(lengths, dim=1)
+        return dict(zip(tokens, latents, strict=True)), None if self.global_token_D is None else x_BND[:, -1]
+
+    def packed(self, x_1RD: Tensor, packing: Packing) -> tuple[Tensor, Tensor | None]:
+        """The same for samples with different numbers of tokens: latents (1, R, D) by modality."""
+        if self.fusion is not None:
+            x_1RD = run_block(self, self.fusion.packed, x_1RD, packing)
+        batch = len(packing.global_tokens)
+        if self.global_token_D is not None:
+            x_1RD = torch.cat([x_1RD, self.global_token_D.to(x_1RD.dtype).expand(1, batch, -1)], dim=1)
+        x_1RD = x_1RD[:, packing.to_samples]
+        for block in self.blocks:
+            x_1RD = run_block(self, block, x_1RD, packing.samples)
+        x_1RD = self.norm(x_1RD)
+        global_BD = None if self.global_token_D is None else x_1RD[0, packing.global_tokens]
+        return x_1RD[:, packing.to_modalities], global_BD
+
+
+def run_block(owner: nn.Module, block: Any, *arguments: Any) -> Any:
+    """What `block` gives; while training, when its owner `checkpoints`, without keeping what lies within it."""
+    if owner.checkpoints and owner.training:
+        return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return block(*arguments)
 
 
 def _join(tokens: list[Tensor]) -> Tensor:

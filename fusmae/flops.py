@@ -1,7 +1,8 @@
 """Floating-point operations of a Fus-MAE: matrix products only, a multiplication and an addition being two.
 
 Counts what `FusMAE.forward` computes with every modality given, as torch's FlopCounterMode does; softmax,
-norms, GELU and the loss are left out, as is usual when utilisation is quoted.
+norms, GELU and the loss are left out, as is usual when utilisation is quoted. Where the number of visible patches
+varies, it is taken to be the same in all modalities, which is its mean.
 """
 
 from fusmae.config import FusMAEConfig
@@ -16,17 +17,27 @@ def forward_flops(config: FusMAEConfig) -> int:
     if config.encoder_fusion == "xae":
         total += num_modalities * _cross_block(visible, (num_modalities - 1) * visible, width, hidden)
         num_blocks -= 1
-    total += num_blocks * _block(num_modalities * visible + 1, width, hidden)
+    total += num_blocks * _block(num_modalities * visible + config.global_token, width, hidden)
+    rest = int(config.decode_global_token)
     if config.decoder_fusion == "xad":
-        total += num_modalities * _cross_block(visible, (num_modalities - 1) * visible, width, hidden)
+        total += num_modalities * _cross_block(visible, (num_modalities - 1) * visible + rest, width, hidden)
     return total + sum(_light_decoder(config, config.patch_elements(modality)) for modality in config.modalities)
 
 
 def _light_decoder(config: FusMAEConfig, num_elements: int) -> int:
-    width = config.decoder_width
-    blocks = config.decoder_depth * _block(config.num_patches, width, config.hidden_width(width))
-    head = _linear(config.num_patches - config.num_visible, width, num_elements)
-    return _linear(config.num_visible, config.width, width) + blocks + head
+    width, visible, rest = config.decoder_width, config.num_visible, int(config.decode_global_token)
+    hidden = config.hidden_width(width)
+    predicted = config.num_patches - visible if config.varies else config.num_predicted
+    scored = config.num_patches if config.varies else predicted
+    context, joined, total = visible + rest, visible + predicted + rest, 0
+    if config.decoder_fusion == "multimae":
+        context, joined = len(config.modalities) * visible + rest, visible + predicted
+        total = _cross_block(joined, context, width, hidden)
+    if config.decoder_attention == "cross":
+        total += config.decoder_depth * _cross_block(predicted, context, width, hidden)
+    else:
+        total += config.decoder_depth * _block(joined, width, hidden)
+    return _linear(context, config.width, width) + total + _linear(scored, width, num_elements)
 
 
 def _block(tokens: int, width: int, hidden: int) -> int:

@@ -5,6 +5,7 @@ from torch import nn
 from fusmae.attention import CrossAttention, SelfAttention
 from fusmae.decoder import LightDecoder
 from fusmae.encoder import Encoder
+from fusmae.patch import LearnedPositions
 
 
 def initialise(module: nn.Module) -> None:
@@ -23,8 +24,13 @@ def initialise(module: nn.Module) -> None:
         joined = module.qkv if isinstance(module, SelfAttention) else module.kv
         for matrix in joined.weight.detach().split(joined.in_features):
             nn.init.xavier_uniform_(matrix)
+    elif isinstance(module, LearnedPositions):
+        nn.init.trunc_normal_(module.table_ND, std=0.02)
     elif isinstance(module, Encoder):
-        nn.init.trunc_normal_(module.global_token_D, std=0.02)
+        if module.global_token_D is not None:
+            nn.init.trunc_normal_(module.global_token_D, std=0.02)
     elif isinstance(module, LightDecoder):
         nn.init.trunc_normal_(module.mask_token_W, std=0.02)
         nn.init.trunc_normal_(module.modality_embedding_W, std=0.02)
+        if module.source_embedding_SW is not None:
+            nn.init.trunc_normal_(module.source_embedding_SW, std=0.02)

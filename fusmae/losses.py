@@ -20,7 +20,7 @@ def masked_mse(pred_BME: Tensor, target_BME: Tensor, valid: Tensor | None = None
     Args:
         pred_BME: predictions of the masked patches.
         target_BME: what they should be.
-        valid: which numbers exist: (B, C) by band, or (B, M, E), bool; None: all.
+        valid: which numbers exist: (B, C) by band, (B, 1 or M, C) by patch and band, or (B, M, E), bool; None: all.
     """
     if pred_BME.shape != target_BME.shape:
         raise ValueError(f"predictions {tuple(pred_BME.shape)} do not fit targets {tuple(target_BME.shape)}")
@@ -28,7 +28,8 @@ def masked_mse(pred_BME: Tensor, target_BME: Tensor, valid: Tensor | None = None
     difference_BME = pred_BME.to(dtype) - target_BME.to(dtype)
     if valid is None:
         return difference_BME.square().mean()
-    valid_BME = element_validity(valid, pred_BME.shape[-1]) if valid.ndim == 2 else valid.bool()
+    num_elements = pred_BME.shape[-1]
+    valid_BME = valid.bool() if valid.shape[-1] == num_elements else element_validity(valid, num_elements)
     if valid_BME.shape not in (pred_BME.shape, (pred_BME.shape[0], 1, pred_BME.shape[2])):
         raise ValueError(f"validity {tuple(valid.shape)} does not fit predictions {tuple(pred_BME.shape)}")
     valid_BME = valid_BME.expand_as(difference_BME)

@@ -16,31 +16,43 @@ from fusmae.config import FusMAEConfig
 from fusmae.decoder import Decoder
 from fusmae.encoder import Encoder
 from fusmae.flops import forward_flops
+from fusmae.hiding import Hiding, hide, visible_contents
 from fusmae.initialise import initialise
 from fusmae.losses import masked_mse
-from fusmae.masking import MaskingConfig, Masks, sample_masks
+from fusmae.masking import Masks
 from fusmae.patch import (
-    FixedPositions,
     PatchProjection,
+    PatchStatistics,
     denormalise_patches,
     gather_patches,
+    make_positions,
     normalise_patches,
     patch_statistics,
     patchify,
     unpatchify,
 )
-from fusmae.random import CounterRandom, Purpose
+from fusmae.random import CounterRandom
+
+_TABLES = ("table_ND", "source_embedding_SW")
 
 
 class FusMAEOutput(NamedTuple):
-    """What a training step needs and what may be looked at."""
+    """What a training step needs and what may be looked at.
+
+    Q patches of each sample and modality are predicted: all or some of the masked ones, in ascending order, or where
+    their number varies all N, of which `valid` tells the masked ones.
+    """
 
     loss: Tensor
     """Scalar, float32: the modalities' losses, weighted and summed."""
     losses: dict[str, Tensor]
     """Each modality's loss, unweighted."""
     predictions: dict[str, Tensor]
-    """(B, M, E): predicted masked patches in the order of ids_masked_BM, in units of the target."""
+    """(B, Q, E), in units of the target."""
+    targets: dict[str, Tensor]
+    """(B, Q, E): what they should be."""
+    valid: dict[str, Tensor | None]
+    """(B, 1 or Q, C) bool: which bands of which patches are compared; None: all."""
     masks: Masks
     """What was hidden."""
 
@@ -50,8 +62,8 @@ class EncoderOutput(NamedTuple):
 
     tokens: dict[str, Tensor]
     """(B, N, D) for each given modality, patches row by row."""
-    global_token_BD: Tensor
-    """The global token."""
+    global_token_BD: Tensor | None
+    """The global token, if the model has one."""
 
 
 class Reconstruction(NamedTuple):
@@ -75,7 +87,9 @@ class FusMAE(nn.Module):
     def __init__(self, config: FusMAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.positions = FixedPositions(config.grid, config.width)
+        self._num_bands = {modality.name: len(modality.bands) for modality in config.modalities}
+        self._groups = {modality.name: modality.group_indices for modality in config.modalities}
+        self.positions = make_positions(config.positions, config.grid, config.width)
         self.projections = nn.ModuleDict(
             {
                 modality.name: PatchProjection(config.patch_elements(modality), config.width)
@@ -106,16 +120,15 @@ class FusMAE(nn.Module):
         """
         patches = self._patchify(images)
         valid = self._check_valid(valid or {}, patches)
-        predictions, masks = self._predict(patches, random, shuffle_visible)
-        losses = {}
-        for name, prediction_BME in predictions.items():
-            with torch.no_grad():  # the target is data: no gradient reaches the images through it
-                target_BME = gather_patches(patches[name], masks[name].ids_masked_BM)
-                if self.config.target_norm == "per_patch":
-                    target_BME = normalise_patches(target_BME, patch_statistics(target_BME, valid.get(name)))
-            losses[name] = masked_mse(prediction_BME, target_BME, valid.get(name))
+        predictions, hiding = self._predict(patches, random, shuffle_visible)
+        losses, targets, compared = {}, {}, {}
+        for name, prediction_BQE in predictions.items():
+            # The target is data: no gradient reaches the images through it.
+            data_BNE = patches[name].detach()
+            targets[name], compared[name] = self._target(name, data_BNE, valid.get(name), hiding)
+            losses[name] = masked_mse(prediction_BQE, targets[name], compared[name])
         weighted = [self.config.loss_weight(name) * loss for name, loss in losses.items()]
-        return FusMAEOutput(torch.stack(weighted).sum(), losses, predictions, masks)
+        return FusMAEOutput(torch.stack(weighted).sum(), losses, predictions, targets, compared, hiding.masks)
 
     def encode(self, images: dict[str, Tensor]) -> EncoderOutput:
         """Latents of whole images of any subset of the modalities; nothing is hidden."""
@@ -141,25 +154,33 @@ class FusMAE(nn.Module):
     ) -> Reconstruction:
         """The images with masked patches as predicted; arguments as in `forward`.
 
-        Under `target_norm: per_patch` a prediction is relative to its patch's own mean and deviation, which
+        Under another `target_norm` than none a prediction is relative to its patch's own mean and deviation, which
         are not predicted: the true ones are used, as in MAE's pictures.
         """
         size, patch_size = self.config.image_size, self.config.patch_size
         patches = self._patchify(images)
         valid = self._check_valid(valid or {}, patches)
-        predictions, masks = self._predict(patches, random, shuffle_visible)
+        predictions, hiding = self._predict(patches, random, shuffle_visible, predict_all=True)
         filled, pixel_masks = {}, {}
         for name, patches_BNE in patches.items():
-            prediction_BME = predictions[name].to(patches_BNE.dtype)
-            ids_BM = masks[name].ids_masked_BM
-            if self.config.target_norm == "per_patch":
-                statistics = patch_statistics(gather_patches(patches_BNE, ids_BM), valid.get(name))
-                prediction_BME = denormalise_patches(prediction_BME, statistics)
-            ids_BME = ids_BM[:, :, None].expand_as(prediction_BME)
-            filled[name] = unpatchify(patches_BNE.scatter(1, ids_BME, prediction_BME), patch_size, size, size)
-            mask_BNP = masks[name].mask_BN[:, :, None].expand(-1, -1, patch_size**2)
+            prediction_BQE = predictions[name].to(patches_BNE.dtype)
+            mask_BN = hiding.masks[name].mask_BN
+            if hiding.queries is None:
+                prediction_BNE = prediction_BQE
+            else:
+                ids_BQE = hiding.queries[name][:, :, None].expand_as(prediction_BQE)
+                prediction_BNE = patches_BNE.scatter(1, ids_BQE, prediction_BQE)
+            if (statistics := self._statistics(name, patches_BNE, valid.get(name))) is not None:
+                prediction_BNE = denormalise_patches(prediction_BNE, statistics)
+            filled_BNE = torch.where(mask_BN[:, :, None], prediction_BNE, patches_BNE)
+            filled[name] = unpatchify(filled_BNE, patch_size, size, size)
+            mask_BNP = mask_BN[:, :, None].expand(-1, -1, patch_size**2)
             pixel_masks[name] = unpatchify(mask_BNP, patch_size, size, size)[:, 0]
-        return Reconstruction(filled, pixel_masks, {name: masks[name] for name in patches})
+        return Reconstruction(filled, pixel_masks, hiding.masks)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are tables of tokens though they look like matrices: they do not decay."""
+        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in _TABLES}
 
     def flops(self, batch: int = 1) -> int:
         """Operations of a forward pass of `batch` training samples, as torch's FlopCounterMode counts them."""
@@ -169,30 +190,62 @@ class FusMAE(nn.Module):
         """Operations of forward and backward pass: three times the forward pass."""
         return 3 * self.flops(batch)
 
+    def activation_bytes(self, batch: int = 1) -> int:
+        """Bytes that training keeps of a forward pass of `batch` samples; see `fusmae.memory`."""
+        from fusmae.memory import activation_bytes
+
+        weight = next(self.parameters())
+        return activation_bytes(self.config, batch, weight.dtype, weight.device)
+
     def _predict(
-        self, patches: dict[str, Tensor], random: CounterRandom, shuffle_visible: bool
-    ) -> tuple[dict[str, Tensor], Masks]:
+        self, patches: dict[str, Tensor], random: CounterRandom, shuffle_visible: bool, predict_all: bool = False
+    ) -> tuple[dict[str, Tensor], Hiding]:
         first = next(iter(patches.values()))
         if random.batch_size != len(first) or random.position_B.device != first.device:
             raise ValueError(
                 f"random numbers for {random.batch_size} samples on {random.position_B.device} do not fit"
                 f" {len(first)} images on {first.device}"
             )
-        masking = MaskingConfig(mask_ratio=self.config.mask_ratio, strategy=self.config.masking)
-        # Drawn for all modalities, so that a modality's mask does not depend on which others are given.
-        masks = sample_masks(masking, self.config.num_patches, self.config.modality_names, random)
-        masks = {name: masks[name] for name in patches}
-        tokens = {}
-        for name, patches_BNE in patches.items():
-            ids_BV = content_BV = masks[name].ids_visible_BV
-            if shuffle_visible:
-                stream = self.config.modality_names.index(name)
-                order_BV = random.permutation(ids_BV.shape[1], Purpose.SHUFFLE, stream)
-                content_BV = ids_BV.gather(1, order_BV)
-            visible_BVE = gather_patches(patches_BNE, content_BV)
-            tokens[name] = self.projections[name](visible_BVE, self.positions(ids_BV))
-        latents, _ = self.encoder(tokens)
-        return self.decoder(latents, masks), masks
+        hiding = hide(self.config, list(patches), random, training=self.training, predict_all=predict_all)
+        contents = visible_contents(self.config, patches, hiding, random if shuffle_visible else None)
+        visible = {name: self._visible_ids(name, hiding) for name in patches}
+        tokens = {name: self.projections[name](contents[name], self.positions(visible[name])) for name in patches}
+        if hiding.packing is not None:
+            latents_1RD, global_BD = self.encoder.packed(torch.cat([*tokens.values()], dim=1), hiding.packing)
+            return self.decoder.packed(latents_1RD, global_BD, hiding.packing), hiding
+        latents, global_BD = self.encoder(tokens)
+        assert hiding.queries is not None
+        return self.decoder(latents, global_BD, visible, hiding.queries), hiding
+
+    def _visible_ids(self, name: str, hiding: Hiding) -> Tensor:
+        """(B, V), or (1, R) where their number varies."""
+        ids_BV = hiding.masks[name].ids_visible_BV
+        if ids_BV is not None:
+            return ids_BV
+        assert hiding.packing is not None
+        return hiding.packing.patches[name][None] % self.config.num_patches
+
+    def _target(
+        self, name: str, patches_BNE: Tensor, valid_BC: Tensor | None, hiding: Hiding
+    ) -> tuple[Tensor, Tensor | None]:
+        """What is to be predicted, (B, Q, E), and what of it is compared, (B, 1 or Q, C)."""
+        if hiding.queries is not None:
+            patches_BNE = gather_patches(patches_BNE, hiding.queries[name])
+            compared = None if valid_BC is None else valid_BC.bool()[:, None]
+        else:
+            mask_BN1 = hiding.masks[name].mask_BN[:, :, None]
+            num_bands = self._num_bands[name]
+            compared = mask_BN1.expand(-1, -1, num_bands) if valid_BC is None else mask_BN1 & valid_BC.bool()[:, None]
+        if (statistics := self._statistics(name, patches_BNE, valid_BC)) is not None:
+            patches_BNE = normalise_patches(patches_BNE, statistics)
+        return patches_BNE, compared
+
+    def _statistics(self, name: str, patches_BNE: Tensor, valid_BC: Tensor | None) -> PatchStatistics | None:
+        """What targets are relative to, if they are."""
+        if self.config.target_norm == "none":
+            return None
+        groups = self._groups[name] if self.config.target_norm == "per_band_group" else ()
+        return patch_statistics(patches_BNE, valid_BC, groups)
 
     def _patchify(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """Patches (B, N, E), float32 at least, of the given modalities in the order of the config."""

@@ -5,6 +5,7 @@ by row), V visible patches, E = P·P·C numbers of a patch (pixel by pixel, row 
 width of a token.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -88,6 +89,23 @@ class FixedPositions(nn.Module):
         return self.table_ND[ids_BV]
 
 
+class LearnedPositions(nn.Module):
+    """A learned position for each place of a square grid, in the weights' dtype."""
+
+    def __init__(self, grid: int, width: int) -> None:
+        super().__init__()
+        self.table_ND = nn.Parameter(torch.empty(grid**2, width))
+
+    def forward(self, ids_BV: Tensor) -> Tensor:
+        """Positions (B, V, D) of the patches `ids_BV`."""
+        return self.table_ND[ids_BV]
+
+
+def make_positions(kind: str, grid: int, width: int) -> FixedPositions | LearnedPositions:
+    """Positions of a square grid, `sincos` or `learned`."""
+    return FixedPositions(grid, width) if kind == "sincos" else LearnedPositions(grid, width)
+
+
 class PatchProjection(nn.Module):
     """Patches to tokens (Fus-MAE Eq. 1): a linear map of each patch, plus its position.
 
@@ -107,25 +125,40 @@ class PatchProjection(nn.Module):
 
 
 class PatchStatistics(NamedTuple):
-    """Mean and standard deviation of each patch over its pixels and bands, both (B, N, 1)."""
+    """Mean and deviation of each patch: (B, N, 1), over its pixels and bands, or (B, N, E), by group of bands."""
 
-    mean_BN1: Tensor
-    std_BN1: Tensor
+    mean_BNE: Tensor
+    std_BNE: Tensor
 
 
 def element_validity(valid_BC: Tensor, num_elements: int) -> Tensor:
-    """(B, 1, E) bool: which numbers of a patch belong to a band that the sample has."""
-    if valid_BC.ndim != 2 or num_elements % valid_BC.shape[1]:
+    """(B, 1 or N, E) bool: which numbers of a patch belong to a valid band, from (B, C) or (B, 1 or N, C)."""
+    if valid_BC.ndim not in (2, 3) or num_elements % valid_BC.shape[-1]:
         raise ValueError(f"validity {tuple(valid_BC.shape)} does not fit patches of {num_elements} numbers")
-    return valid_BC.bool().repeat(1, num_elements // valid_BC.shape[1])[:, None]
+    valid_BNC = valid_BC.bool() if valid_BC.ndim == 3 else valid_BC.bool()[:, None]
+    return valid_BNC.repeat(1, 1, num_elements // valid_BC.shape[-1])
 
 
-def patch_statistics(patches_BNE: Tensor, valid_BC: Tensor | None = None) -> PatchStatistics:
-    """Statistics of each patch, of all its bands together: unbiased variance, plus 1e-6, rooted, as in MAE.
+def patch_statistics(
+    patches_BNE: Tensor, valid_BC: Tensor | None = None, groups: Sequence[Sequence[int]] = ()
+) -> PatchStatistics:
+    """Statistics of each patch: unbiased variance, plus 1e-6, rooted, as in MAE.
 
-    Bands that a sample lacks (`valid_BC` false) do not count. A patch without any band has mean 0 and
-    deviation 1e-3.
+    Of all its bands together, or with `groups` of channels, of each group by itself (MAESTRO). Bands that a sample
+    lacks (`valid_BC` false) do not count. A patch without any band has mean 0 and deviation 1e-3.
     """
+    if groups:
+        num_bands = sum(len(group) for group in groups)
+        patches_BNPC = patches_BNE.unflatten(-1, (-1, num_bands))
+        statistics_BNPC = [torch.empty_like(patches_BNPC) for _ in PatchStatistics._fields]
+        for group in groups:
+            channels = list(group)
+            of_group = patch_statistics(
+                patches_BNPC[..., channels].flatten(-2), None if valid_BC is None else valid_BC[:, channels]
+            )
+            for whole_BNPC, part_BN1 in zip(statistics_BNPC, of_group, strict=True):
+                whole_BNPC[..., channels] = part_BN1[..., None]
+        return PatchStatistics(*(whole_BNPC.flatten(-2) for whole_BNPC in statistics_BNPC))
     if valid_BC is None:
         variance_BN1, mean_BN1 = torch.var_mean(patches_BNE, dim=-1, keepdim=True)
     else:
@@ -139,9 +172,9 @@ def patch_statistics(patches_BNE: Tensor, valid_BC: Tensor | None = None) -> Pat
 
 def normalise_patches(patches_BNE: Tensor, statistics: PatchStatistics) -> Tensor:
     """Patches with mean 0 and variance 1 under `statistics`."""
-    return (patches_BNE - statistics.mean_BN1) / statistics.std_BN1
+    return (patches_BNE - statistics.mean_BNE) / statistics.std_BNE
 
 
 def denormalise_patches(patches_BNE: Tensor, statistics: PatchStatistics) -> Tensor:
     """The inverse of `normalise_patches`."""
-    return patches_BNE * statistics.std_BN1 + statistics.mean_BN1
+    return patches_BNE * statistics.std_BNE + statistics.mean_BNE

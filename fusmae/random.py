@@ -6,7 +6,7 @@ arithmetic: no state, the same bits on every device, whatever the batch, the ran
 Shape legend: B samples of a batch, 4 words of a Philox block (32 bits each, held in int64).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
@@ -32,6 +32,16 @@ class Purpose(IntEnum):
     """Which of the eight flips and turns of the square a sample gets."""
     CROP = 4
     """Which window of a larger image is cut out."""
+    COUNTS = 5
+    """How many patches of each modality are visible, where that varies."""
+    DROPOUT = 6
+    """Whether one modality is hidden, and which."""
+    BAND_GROUP = 7
+    """Which group of bands is hidden; one stream a modality."""
+    QUERIES = 8
+    """Which of the hidden patches are predicted; one stream a modality."""
+    SCALE = 9
+    """Size and place of the second view of a cross-scale model."""
 
 
 def philox4x32(counter_4: Tensor, key_2: tuple[int, int]) -> Tensor:
@@ -86,6 +96,10 @@ class CounterRandom:
     """int64 (B,): epoch of each sample, below 2^32; a batch may span two."""
     position_B: Tensor
     """int64 (B,): place of each sample in its epoch's order."""
+    origin: "CounterRandom | None" = None
+    """Where `to` came from: the same on the CPU."""
+    first_stream: int = 0
+    """Added to the number of every stream that is asked for."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
@@ -101,13 +115,27 @@ class CounterRandom:
         """Number of samples."""
         return self.position_B.shape[0]
 
+    @property
+    def on_cpu(self) -> "CounterRandom":
+        """The same numbers, drawn on the CPU; without asking the device when they were on the CPU once."""
+        if self.position_B.device.type == "cpu":
+            return self
+        return self.origin or self.to("cpu")
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "CounterRandom":
         """The same numbers, drawn on `device`."""
         return CounterRandom(
             self.seed,
             self.epoch_B.to(device, non_blocking=non_blocking),
             self.position_B.to(device, non_blocking=non_blocking),
+            self if self.position_B.device.type == "cpu" else self.origin,
+            self.first_stream,
         )
+
+    def from_stream(self, first: int) -> "CounterRandom":
+        """Other numbers for the same samples: stream i is what stream `first` + i is here."""
+        origin = None if self.origin is None else self.origin.from_stream(first)
+        return replace(self, origin=origin, first_stream=self.first_stream + first)
 
     def words(self, num: int, purpose: int, stream: int = 0) -> Tensor:
         """(B, num) int64 words, uniform in [0, 2^32).
@@ -119,6 +147,7 @@ class CounterRandom:
         """
         if not 0 < num <= _MAX_WORDS:
             raise ValueError(f"{num} words a sample cannot be drawn; between 1 and {_MAX_WORDS} can")
+        stream += self.first_stream
         if not 0 <= purpose < 256 or not 0 <= stream < 256:
             raise ValueError(f"purpose {purpose} and stream {stream} must lie in [0, 256)")
         first = (int(purpose) << 24) | (int(stream) << 16)

@@ -19,6 +19,7 @@ from pipeline.stream.mixture_config import check_mixture, with_first_of_mixture
 from pipeline.stream.shares import MIN_TEMPERATURE
 
 _FORBID: dict[str, Any] = {"extra": "forbid"}
+_CROSS_SCALE = "cross_scale"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class TrainSettings:
     """Samples of one forward pass of a rank; 0 takes global_batch / ranks at once."""
     seed: int = 0
     """Seed of initial weights, order, masks and flips."""
+    init_weights: str = ""
+    """File or URL of ViT weights (timm, MAE) that the encoder starts from; empty: random. Not read on resuming."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,11 @@ class RunSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A whole run. `model` holds the fields of `fusmae.FusMAEConfig`, checked by `model_config`."""
+    """A whole run.
+
+    `model` holds the fields of `fusmae.FusMAEConfig`, and under `cross_scale` those of `fusmae.CrossScaleConfig` where
+    the run trains at two scales; both are checked by `model_config`.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
@@ -178,18 +185,25 @@ def parse_settings(raw: dict[str, Any], name: str) -> Settings:
 
 
 def model_config(settings: Settings) -> Any:
-    """The `fusmae.FusMAEConfig` of a run; ConfigError naming the key that cannot work. Imports torch."""
-    from pydantic import TypeAdapter, ValidationError
-
+    """The `fusmae.FusMAEConfig` of a run; ConfigError naming the key that cannot work."""
     from fusmae import FusMAEConfig
 
-    _refuse_unknown(settings.model, FusMAEConfig, "the settings", "model.", _known_keys(FusMAEConfig, "model."))
-    try:
-        return TypeAdapter(FusMAEConfig).validate_python(settings.model)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(["model", *(str(part) for part in first["loc"])])
-        raise ConfigError(f"key '{key}': {first['msg'].removeprefix('Value error, ')}") from error
+    plain = {key: value for key, value in settings.model.items() if key != _CROSS_SCALE}
+    config = _validated(plain, FusMAEConfig, "model.", [f"model.{_CROSS_SCALE}"])
+    if (cross_scale := cross_scale_config(settings)) is not None:
+        try:
+            cross_scale.check(config)
+        except ValueError as error:
+            raise ConfigError(f"key 'model.{_CROSS_SCALE}': {error}") from error
+    return config
+
+
+def cross_scale_config(settings: Settings) -> Any:
+    """The `fusmae.CrossScaleConfig` of a run that trains at two scales, else None; ConfigError as `model_config`."""
+    from fusmae import CrossScaleConfig
+
+    given = settings.model.get(_CROSS_SCALE)
+    return None if given is None else _validated(given, CrossScaleConfig, f"model.{_CROSS_SCALE}.", [])
 
 
 def micro_batches(settings: Settings, world_size: int) -> int:
@@ -234,7 +248,22 @@ def dump_settings(settings: Settings) -> str:
 
 def with_model(settings: Settings, model: Any) -> Settings:
     """The settings with every field of the model spelled out, as they go into the run folder."""
-    return replace(settings, model=to_dict(model))
+    spelled = to_dict(model)
+    if (cross_scale := cross_scale_config(settings)) is not None:
+        spelled[_CROSS_SCALE] = to_dict(cross_scale)
+    return replace(settings, model=spelled)
+
+
+def _validated(raw: Any, cls: type, prefix: str, also_known: list[str]) -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    _refuse_unknown(raw, cls, "the settings", prefix, [*also_known, *_known_keys(cls, prefix)])
+    try:
+        return TypeAdapter(cls).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join([prefix.rstrip("."), *(str(part) for part in first["loc"])])
+        raise ConfigError(f"key '{key}': {first['msg'].removeprefix('Value error, ')}") from error
 
 
 class _Loader(yaml.SafeLoader):

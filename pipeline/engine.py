@@ -8,6 +8,7 @@ import contextlib
 import io
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +180,12 @@ class DdpEngine(Engine):
         model = model.to(device)
         if settings.engine.precision == "bf16":
             model = model.to(torch.bfloat16)
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = list(named.values())
         # Masters start from the rounded weights, as in DeepSpeed.
         self._masters = [torch.nn.Parameter(p.detach().float().clone()) for p in self._parameters]
-        self._optimiser = build_adamw(_Bag(self._masters), settings.optim, device)
+        masters = _Bag(dict(zip(named, self._masters, strict=True)), model.no_weight_decay())
+        self._optimiser = build_adamw(masters, settings.optim, device)
         self._model = torch.nn.parallel.DistributedDataParallel(
             model, device_ids=[device.index] if device.type == "cuda" else None
         )
@@ -267,13 +270,16 @@ class DdpEngine(Engine):
 
 
 class _Bag:
-    """Parameters that belong to no module."""
+    """Parameters of a model that stand in for its own."""
 
-    def __init__(self, parameters: list[Any]) -> None:
-        self._parameters = parameters
+    def __init__(self, parameters: dict[str, Any], no_weight_decay: set[str]) -> None:
+        self._parameters, self._no_weight_decay = parameters, no_weight_decay
 
-    def parameters(self) -> list[Any]:
-        return self._parameters
+    def named_parameters(self) -> Iterator[tuple[str, Any]]:
+        return iter(self._parameters.items())
+
+    def no_weight_decay(self) -> set[str]:
+        return self._no_weight_decay
 
 
 def import_deepspeed(device: Any) -> Any:

@@ -35,7 +35,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
             outputs = []
             for number, part in enumerate(batch.split(session.accumulation), start=1):
                 images, valid, draws = session.prepare(part)
-                output = session.engine(images, draws, valid)
+                output = session.engine(images, draws, valid, **session.model_options)
                 session.engine.backward(output.loss, is_last=number == session.accumulation)
                 outputs.append(_without_graph(output))
             session.engine.step(lr)
@@ -56,9 +56,9 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
 
 
 def _without_graph(output: Any) -> Any:
-    """What is logged of a micro-batch; the predictions' memory is free for the next one."""
+    """What is logged of a micro-batch; the memory of predictions and targets is free for the next one."""
     losses = {name: loss.detach() for name, loss in output.losses.items()}
-    return output._replace(loss=output.loss.detach(), losses=losses, predictions={})
+    return output._replace(loss=output.loss.detach(), losses=losses, predictions={}, targets={}, valid={})
 
 
 def _report(session: Session, step: int, outputs: list[Any], lr: float) -> None:

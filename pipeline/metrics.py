@@ -119,8 +119,8 @@ def write_whole(path: Path, content: str) -> None:
 
 
 def _digest(masks: Any) -> str:
-    """CRC-32C of all visible patches' numbers, as hex."""
+    """CRC-32C of which patches are hidden, as hex."""
     crc = 0
     for name in sorted(masks):
-        crc = google_crc32c.extend(crc, name.encode() + masks[name].ids_visible_BV.cpu().numpy().tobytes())
+        crc = google_crc32c.extend(crc, name.encode() + masks[name].mask_BN.cpu().numpy().tobytes())
     return f"{crc:08x}"

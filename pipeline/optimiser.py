@@ -15,14 +15,15 @@ def learning_rate(step: int, num_steps: int, optim: OptimSettings) -> float:
 
 
 def build_adamw(model: Any, optim: OptimSettings, device: Any) -> Any:
-    """`torch.optim.AdamW` over the model: matrices decay; biases, norms and single tokens do not (MAE, appendix A)."""
+    """`torch.optim.AdamW` over the model: matrices decay; biases, norms and tokens do not (MAE, appendix A)."""
     import torch
 
     decayed: list[Any] = []
     plain: list[Any] = []
-    for parameter in model.parameters():
+    tables = model.no_weight_decay()
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_matrix = sum(size > 1 for size in _shape(parameter)) > 1
+            is_matrix = sum(size > 1 for size in _shape(parameter)) > 1 and name not in tables
             (decayed if is_matrix else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.AdamW(

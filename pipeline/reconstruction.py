@@ -78,8 +78,7 @@ def _measure_split(frozen: "FrozenModel", split: str, settings: ReconstructionSe
             output = frozen.model(images, draws, valid)
             shuffled = frozen.model(images, draws, valid, shuffle_visible=True)
             for name in frozen.given:
-                target = masked_targets(frozen.model.config, images[name], valid[name], output.masks[name])
-                constants[name].add(target, valid[name])
+                constants[name].add(output.targets[name], output.valid[name])
                 sums["model"][name] += float(output.losses[name]) * len(batch)
                 sums["shuffled"][name] += float(shuffled.losses[name]) * len(batch)
         num_samples += len(batch)
@@ -108,36 +107,24 @@ class ConstantPredictor:
         self._sums: Any = 0.0
         self._squares: Any = 0.0
 
-    def add(self, target_BME: "Tensor", valid_BC: "Tensor") -> None:
-        """Count the targets (band fastest) of a batch, those of valid bands."""
-        import torch
-
-        num_bands = valid_BC.shape[1]
-        target_BMC = target_BME.double().reshape(len(target_BME), -1, num_bands)
-        valid_B1C = valid_BC[:, None].double()
+    def add(self, target_BQE: "Tensor", valid_BQC: "Tensor") -> None:
+        """Count the targets (band fastest) of a batch, those of valid bands: (B, 1 or Q, C)."""
+        num_patches, num_bands = target_BQE.shape[1], valid_BQC.shape[2]
+        target_BQPC = target_BQE.double().reshape(*target_BQE.shape[:2], -1, num_bands)
+        valid_BQ1C = valid_BQC.expand(-1, num_patches, -1)[:, :, None]
         # As in the loss: every sample is the mean of its own valid numbers, and the loss the mean of the samples.
-        weight_B11 = 1 / (valid_B1C.sum((1, 2), keepdim=True) * target_BMC.shape[1]).clamp(min=1)
-        weight_B1C = weight_B11 * valid_B1C
-        target_BMC = torch.where(valid_BC[:, None], target_BMC, 0)
-        self._num_samples += len(target_BME)
-        self._weights = self._weights + (weight_B1C * target_BMC.shape[1]).sum((0, 1))
-        self._sums = self._sums + (weight_B1C * target_BMC).sum((0, 1))
-        self._squares = self._squares + (weight_B1C * target_BMC.square()).sum((0, 1))
+        count_B = valid_BQ1C.sum((1, 2, 3)).clamp(min=1) * target_BQPC.shape[2]
+        weight_BQPC = (valid_BQ1C / count_B[:, None, None, None]).expand_as(target_BQPC)
+        target_BQPC = target_BQPC.where(valid_BQ1C, 0)
+        self._num_samples += len(target_BQE)
+        self._weights = self._weights + weight_BQPC.sum((0, 1, 2))
+        self._sums = self._sums + (weight_BQPC * target_BQPC).sum((0, 1, 2))
+        self._squares = self._squares + (weight_BQPC * target_BQPC.square()).sum((0, 1, 2))
 
     def loss(self, fit: bool) -> float:
         """The loss of predicting 0, or each band's own mean (`fit`)."""
         gain = self._sums.square() / self._weights.clamp(min=1e-12) if fit else 0.0
         return float((self._squares - gain).sum()) / self._num_samples
-
-
-def masked_targets(config: Any, images_BCHW: "Tensor", valid_BC: "Tensor", mask: Any) -> "Tensor":
-    """What the model has to predict: (B, M, E), the hidden patches in the units of the loss."""
-    from fusmae.patch import gather_patches, normalise_patches, patch_statistics, patchify
-
-    patches_BNE = patchify(images_BCHW.float(), config.patch_size)
-    if config.target_norm == "per_patch":
-        patches_BNE = normalise_patches(patches_BNE, patch_statistics(patches_BNE, valid_BC))
-    return gather_patches(patches_BNE, mask.ids_masked_BM)
 
 
 def store_pictures(frozen: "FrozenModel", settings: ReconstructionSettings, path: Path) -> str | None:

@@ -25,6 +25,7 @@ _EVENT_TITLES: Final = {
     "checkpoint": "checkpoint saved",
     "stop": "stopped on request",
     "done": "finished",
+    "init_weights": "initial weights loaded",
     "kill": "killed (SIGKILL)",
     "lost": "ended without a word",
 }
@@ -68,7 +69,11 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     metrics = read_lines(run_dir / "metrics.jsonl")
     events = read_events(run_dir)
     reconstruction = _read_json(run_dir / "evaluation" / "reconstruction.json")
-    is_mixture = bool(settings.data.mixture)
+    # The curve is that of all data sets of a mixture, or of both views of a cross-scale model; baselines are of less,
+    # or of another data set that the run was evaluated on.
+    has_baselines = not settings.data.mixture and not settings.model.get("cross_scale")
+    if reconstruction is not None and reconstruction.get("data_url", settings.data.url) != settings.data.url:
+        has_baselines = False
     about = _read_json(run_dir / "environment.json")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -85,8 +90,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         environment=about,
         trained=fingerprints(about, settings.data.url),
         data=describe_data(settings.data.url),
-        # Of a mixture, the baselines are those of one of its data sets, the curve is that of all.
-        loss=describe_loss(metrics, events, None if is_mixture else reconstruction, settings.data.split),
+        loss=describe_loss(metrics, events, reconstruction if has_baselines else None, settings.data.split),
         throughput=describe_throughput(metrics),
         reconstruction=reconstruction,
         pictures=describe_pictures(run_dir / "evaluation" / "reconstructions.npz"),

@@ -3,18 +3,19 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
 from pipeline import checkpoint, run_folder, universal
-from pipeline.config import Settings, micro_batches, model_config, with_model
+from pipeline.config import Settings, cross_scale_config, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, all_agree, choose_device, join, leave
 from pipeline.engine import Engine, build_engine, import_deepspeed
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.metrics import RunLog
+from pipeline.pretrained import start_all_from
 from pipeline.progress import Progress
 from pipeline.stop import StopRequest
 from pipeline.stream.exact import ExactStream, Stream, StreamConfig
@@ -43,6 +44,8 @@ class Session:
     prepare: Callable[[Any], tuple[Any, Any, Any]]
     """A micro-batch to images, valid bands and the samples' random draws, on the device."""
     engine: Engine
+    model_options: dict[str, Any]
+    """What the model takes beside a micro-batch."""
     accumulation: int
     """Micro-batches of a step."""
     state: TrainState
@@ -96,6 +99,9 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         found = checkpoint.find(run_dir / "checkpoints", group)
         if found is not None:
             _check_same_run(found, describe(settings, stream))
+        initial = None
+        if found is None and settings.train.init_weights:
+            initial = start_all_from(model, settings.train.init_weights, ranks.is_first, group)
         engine = _build_and_load(model, settings, device, accumulation, found, ranks, group)
         state = TrainState(step=0, stream=stream.state_dict())
         if found is not None:
@@ -106,6 +112,8 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         stack.callback(log.close)
         progress = Progress(settings, ranks, device, flops, group, log, engine.skipped_steps)
         _say_start(log, progress, found, state, changed, ranks, _device_name(device))
+        if initial is not None:
+            log.event("init_weights", 0, file=settings.train.init_weights, **asdict(initial))
         yield Session(
             settings=settings,
             ranks=ranks,
@@ -113,6 +121,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             stream=stream,
             prepare=prepare,
             engine=engine,
+            model_options=_model_options(settings, ranks),
             accumulation=accumulation,
             state=state,
             log=log,
@@ -224,11 +233,21 @@ def _open_stream(settings: Settings, ranks: Ranks) -> ExactStream | MixtureStrea
 def _build_model(config: Any, settings: Settings, device: Any) -> tuple[Any, int]:
     import torch
 
-    from fusmae import FusMAE
+    from fusmae import CrossScaleFusMAE, FusMAE
 
     torch.manual_seed(settings.train.seed)
-    model = FusMAE(config).to(device)
-    return model, model.train_flops()
+    cross_scale = cross_scale_config(settings)
+    model = FusMAE(config) if cross_scale is None else CrossScaleFusMAE(config, cross_scale)
+    return model.to(device), model.train_flops()
+
+
+def _model_options(settings: Settings, ranks: Ranks) -> dict[str, Any]:
+    """Of a cross-scale model: its contrastive loss sees the samples of all ranks."""
+    if cross_scale_config(settings) is None or ranks.world_size == 1:
+        return {}
+    from pipeline.gather import gather_ranks
+
+    return {"gather": gather_ranks, "rank": ranks.rank}
 
 
 def _preparation(
@@ -247,7 +266,7 @@ def _preparation(
 
     def prepare(batch: Any) -> tuple[Any, Any, Any]:
         moved = batch.to(device, non_blocking=True)
-        draws = CounterRandom(settings.train.seed, moved.epoch, moved.position)
+        draws = CounterRandom(settings.train.seed, batch.epoch, batch.position).to(device, non_blocking=True)
         images, valid = transform(moved, draws)
         return images, valid, draws
 
@@ -306,6 +325,8 @@ def _say_start(
         progress.say(f"warning: checkpoint passed over: {problem}")
     if changed:
         progress.say(f"settings changed since the run began: {', '.join(changed)}")
+    if "train.init_weights" in changed:
+        progress.say("warning: the run goes on from its checkpoint; train.init_weights is read at the start only")
     details = {"rejected": list(found.rejected), "changed": changed}
     log.event("resume", state.step, from_step=state.step, world_size=ranks.world_size, **details)
     progress.say(

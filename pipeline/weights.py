@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import WEIGHTS_NAME, committed, defect, read_manifest
-from pipeline.config import Settings, load_settings, model_config
+from pipeline.config import Settings, cross_scale_config, load_settings, model_config
 from pipeline.errors import CheckpointError
 
 
@@ -43,18 +43,23 @@ def find_checkpoint(run_dir_or_checkpoint: str) -> Path:
 
 
 def load_model(run_dir_or_checkpoint: str, device: Any = "cpu") -> LoadedModel:
-    """The fp32 model of a run's newest whole checkpoint, or of the given one. Raises CheckpointError."""
+    """The fp32 model of a run's newest whole checkpoint, or of the given one. Raises CheckpointError.
+
+    Of a run that trained at two scales it is the model inside.
+    """
     from safetensors.torch import load_file
 
     from fusmae import FusMAE
+    from fusmae.cross_scale import inner_weights
 
     path = find_checkpoint(run_dir_or_checkpoint)
     run_dir = path.parent.parent
     settings = load_settings(run_dir / "config.yaml", [])
     model = FusMAE(model_config(settings))
+    weights = load_file(path / WEIGHTS_NAME)
     try:
-        model.load_state_dict(load_file(path / WEIGHTS_NAME))
-    except RuntimeError as error:
+        model.load_state_dict(weights if cross_scale_config(settings) is None else inner_weights(weights))
+    except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} is not of the model in {run_dir / 'config.yaml'}: {reason}") from error
     model.to(device).eval()

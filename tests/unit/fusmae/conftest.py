@@ -8,7 +8,7 @@ import torch
 from fusmae import CounterRandom, FusMAEConfig, Modality
 
 S1 = Modality(name="s1", bands=("VV", "VH"))
-S2 = Modality(name="s2", bands=("B02", "B03", "B04"))
+S2 = Modality(name="s2", bands=("B02", "B03", "B04"), groups=(("B02", "B04"), ("B03",)))
 
 TINY = {
     "image_size": 16,

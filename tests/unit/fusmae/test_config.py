@@ -73,6 +73,163 @@ def test_what_cannot_work_is_refused_with_what_to_write(changes, message):
         FusMAEConfig(**changes)
 
 
+ONE = {
+    "modalities": (Modality(name="s2", bands=("B02", "B03")),),
+    "encoder_fusion": "none",
+    "decoder_fusion": "none",
+}
+INDEPENDENT = {"masking": "independent"}
+PLAIN = (Modality(name="s1", bands=("VV", "VH")), Modality(name="s2", bands=("B02", "B03")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "advice"),
+    [
+        (
+            {"decoder_fusion": "late"},
+            "decoder_fusion 'late' does not exist; write one of none, xad, multimae",
+            {"decoder_fusion": "xad"},
+        ),
+        (
+            {"decoder_attention": "both"},
+            "decoder_attention 'both' does not exist; write one of self, cross",
+            {"decoder_attention": "cross"},
+        ),
+        (
+            {"positions": "rotary"},
+            "positions 'rotary' does not exist; write one of sincos, learned",
+            {"positions": "learned"},
+        ),
+        (
+            {"modality_mask_ratio": 1.5},
+            "modality_mask_ratio 1.5 must lie between 0 and 1",
+            {"modality_mask_ratio": 1.0},
+        ),
+        (
+            {"modality_mask_ratio": -0.1},
+            "modality_mask_ratio -0.1 must lie between 0 and 1",
+            {"modality_mask_ratio": 0.0},
+        ),
+        ({"modality_dropout": 2.0}, "modality_dropout 2.0 must lie between 0 and 1", {"modality_dropout": 1.0}),
+        ({**ONE, "masking": "modality"}, "masking 'modality' needs two modalities; write independent", INDEPENDENT),
+        ({**ONE, "masking": "union"}, "masking 'union' needs two modalities; write independent", INDEPENDENT),
+        ({**ONE, "masking": "dirichlet"}, "masking 'dirichlet' needs two modalities; write independent", INDEPENDENT),
+        ({**ONE, "masking": "disjoint"}, "masking 'disjoint' needs two modalities; write independent", INDEPENDENT),
+        (
+            {**ONE, "modality_dropout": 0.1},
+            "modality_dropout 0.1 needs two modalities; write 0",
+            {"modality_dropout": 0.0},
+        ),
+        (
+            {"masking": "disjoint", "mask_ratio": 0.25},
+            "needs 2 times 169 visible patches, an image has 225; raise mask_ratio to 0.50",
+            {"mask_ratio": 0.5},
+        ),
+        (
+            {"masking": "modality", "mask_ratio": 0.25},
+            "gives 338 visible patches to 1 modalities of 225; raise mask_ratio to 0.50",
+            {"mask_ratio": 0.5},
+        ),
+        (
+            {"masking": "band_group", "modalities": PLAIN},
+            "masking 'band_group' needs a modality with two groups of bands; write its groups",
+            {"modalities": (PLAIN[0], Modality(name="s2", bands=("B02", "B03"), groups=(("B02",), ("B03",))))},
+        ),
+        (
+            {"decode_global_token": True, "global_token": False},
+            "decode_global_token needs global_token: true",
+            {"global_token": True},
+        ),
+        ({"decoder_queries": 0.0}, "decoder_queries 0.0 must lie above 0 and at most at 1", {"decoder_queries": 0.01}),
+        ({"decoder_queries": 1.01}, "decoder_queries 1.01 must lie above 0 and at most at 1", {"decoder_queries": 1.0}),
+        (
+            {"decoder_queries": 0.25, "masking": "union"},
+            "decoder_queries 0.25 does not go with masking 'union'; write 1",
+            {"decoder_queries": 1.0},
+        ),
+        (
+            {"decoder_queries": 0.25, "masking": "dirichlet"},
+            "decoder_queries 0.25 does not go with masking 'dirichlet'; write 1",
+            {"decoder_queries": 1.0},
+        ),
+        (
+            {"decoder_queries": 0.25, "masking": "modality"},
+            "decoder_queries 0.25 does not go with masking 'modality'; write 1",
+            {"decoder_queries": 1.0},
+        ),
+        (
+            {"decoder_queries": 0.25, "modality_dropout": 0.5},
+            "decoder_queries 0.25 does not go with modality_dropout; write 1",
+            {"decoder_queries": 1.0},
+        ),
+        (
+            {"decoder_fusion": "multimae", "decoder_attention": "cross"},
+            "'multimae' has its own cross-attention; write decoder_attention: self",
+            {"decoder_attention": "self"},
+        ),
+        (
+            {**ONE, "decoder_fusion": "multimae"},
+            "decoder_fusion 'multimae' needs two modalities, there is only s2; write none",
+            {"decoder_fusion": "none"},
+        ),
+        (
+            {**ONE, "encoder_fusion": "xae"},
+            "encoder_fusion 'xae' needs two modalities, there is only s2; write none",
+            {"encoder_fusion": "none"},
+        ),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused_and_what_it_says_to_write_works(changes, message, advice):
+    with pytest.raises(ValueError, match=message):
+        FusMAEConfig(**changes)
+    corrected = FusMAEConfig(**{**changes, **advice})
+    assert {key: getattr(corrected, key) for key in advice} == advice
+
+
+@pytest.mark.parametrize("masking", ["independent", "consistent", "disjoint", "band_group"])
+def test_part_of_the_hidden_patches_may_be_predicted_where_their_number_is_fixed(masking):
+    config = FusMAEConfig(masking=masking, decoder_queries=0.25)
+    assert not config.varies and config.num_predicted == 42  # a quarter of 225 - 56
+
+
+@pytest.mark.parametrize(
+    "changes", [{"masking": m} for m in ("union", "dirichlet", "modality")] + [{"modality_dropout": 0.1}]
+)
+def test_masks_whose_number_varies_are_told_apart(changes):
+    assert FusMAEConfig(**changes).varies
+    assert not FusMAEConfig().varies
+
+
+@pytest.mark.parametrize(
+    ("groups", "listed"),
+    [
+        ((("B02",),), "hold B02; write each of its bands B02, B03, B04 in one group"),
+        ((("B02", "B03"), ("B03", "B04")), "hold B02, B03, B03, B04; write"),
+        ((("B02", "B03"), ("B04", "B8A")), "hold B02, B03, B04, B8A; write"),
+        ((("B02", "B03", "B04"), ()), "hold B02, B03, B04; write"),
+    ],
+    ids=["a band in none", "a band in two", "a band that is not there", "an empty group"],
+)
+def test_groups_that_do_not_divide_the_bands_are_refused(groups, listed):
+    with pytest.raises(ValueError, match=f"the groups of modality 's2' {listed}"):
+        Modality(name="s2", bands=("B02", "B03", "B04"), groups=groups)
+
+
+def test_groups_are_channels_in_the_order_of_the_bands():
+    bands = ("B02", "B03", "B04")
+    assert Modality(name="s2", bands=bands, groups=(("B04", "B02"), ("B03",))).group_indices == ((2, 0), (1,))
+    assert Modality(name="s2", bands=bands).group_indices == ((0, 1, 2),)
+
+
+def test_the_default_groups_are_native_resolutions():
+    from sharding.bands import ARRAY_BANDS
+
+    s1, s2 = FusMAEConfig().modalities
+    stored = {frozenset(ARRAY_BANDS[name]) - {"B10"} for name in ("s2_10m", "s2_20m", "s2_60m")}
+    assert {frozenset(group) for group in s2.groups} == stored
+    assert s1.groups == (("VV",), ("VH",))
+
+
 @pytest.mark.parametrize(
     ("modality", "message"),
     [

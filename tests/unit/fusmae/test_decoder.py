@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fusmae.decoder import Decoder, LightDecoder, XAttnDecoder
+from fusmae.decoder import Context, Decoder, LightDecoder, XAttnDecoder
 from fusmae.masking import MaskingConfig, sample_masks
 from fusmae.patch import gather_patches, sincos_positions
 
@@ -42,17 +42,23 @@ def test_light_decoder_predicts_as_if_tokens_were_put_back_in_place(oracle, rand
         x = x + oracle.self_attention(block["attention"], oracle.norm(block["norm1"], x), 2)
         x = x + oracle.mlp(block["mlp"], oracle.norm(block["norm2"], x))
     expected = gather_patches(oracle.linear(w["head"], oracle.norm(w["norm"], x)), mask.ids_masked_BM)
-    predicted = module(z, table[mask.ids_visible_BV], table[mask.ids_masked_BM])
+    context = Context(z, table[mask.ids_visible_BV], (4,), slice(0, 4), None)
+    predicted = module(context, table[mask.ids_masked_BM])
     torch.testing.assert_close(predicted, expected, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize(("fusion", "crosses"), [("xad", True), ("none", False)])
+def parts(masks):
+    """Visible and masked patches by modality."""
+    return {n: m.ids_visible_BV for n, m in masks.items()}, {n: m.ids_masked_BM for n, m in masks.items()}
+
+
+@pytest.mark.parametrize(("fusion", "crosses"), [("xad", True), ("multimae", True), ("none", False)])
 def test_only_the_xattn_decoder_lets_one_modality_see_the_other(tiny, draw, randomise, fusion, crosses):
     decoder = randomise(Decoder(tiny(decoder_fusion=fusion)).double())
     masks = sample_masks(MaskingConfig(), 16, ("s1", "s2"), draw(range(2)))
     latents = {name: torch.randn(2, 4, 32, dtype=torch.float64) for name in ("s1", "s2")}
-    before = decoder(latents, masks)
-    after = decoder({**latents, "s2": latents["s2"] + 1}, masks)
+    before = decoder(latents, None, *parts(masks))
+    after = decoder({**latents, "s2": latents["s2"] + 1}, None, *parts(masks))
     assert torch.equal(before["s1"], after["s1"]) is not crosses
     assert before["s1"].shape == (2, 12, 32) and before["s2"].shape == (2, 12, 48)
 
@@ -61,11 +67,10 @@ def test_each_modality_is_crossed_with_the_others_latents_from_the_encoder(tiny,
     decoder = randomise(Decoder(tiny()).double())
     masks = sample_masks(MaskingConfig(), 16, ("s1", "s2"), draw(range(2)))
     z = {name: torch.randn(2, 4, 32, dtype=torch.float64) for name in ("s1", "s2")}
-    predictions = decoder(z, masks)
+    predictions = decoder(z, None, *parts(masks))
     for name, other in (("s1", "s2"), ("s2", "s1")):
         crossed = decoder.fusion[name](z[name], z[other])
-        positions = (
-            decoder.positions(masks[name].ids_visible_BV),
-            decoder.positions(masks[name].ids_masked_BM),
-        )
-        assert torch.equal(predictions[name], decoder.light[name](crossed, *positions))
+        sizes = tuple(4 * (modality == name) for modality in ("s1", "s2"))
+        context = Context(crossed, decoder.positions(masks[name].ids_visible_BV), sizes, slice(0, 4), None)
+        positions = decoder.positions(masks[name].ids_masked_BM)
+        assert torch.equal(predictions[name], decoder.light[name](context, positions))

@@ -11,6 +11,10 @@ VARIANTS = [
     {"encoder_fusion": "xae", "decoder_fusion": "xad", "share_cross_attention": False},
     {"encoder_fusion": "none", "decoder_fusion": "none"},
     {"masking": "consistent", "mask_ratio": 0.5, "target_norm": "per_patch", "mlp_ratio": 2.0},
+    {"decoder_fusion": "multimae", "decode_global_token": True},
+    {"decoder_attention": "cross", "decoder_queries": 0.25},
+    {"decoder_queries": 0.5, "decode_global_token": True, "positions": "learned"},
+    {"global_token": False, "masking": "band_group", "target_norm": "per_band_group"},
     {"modalities": tuple(Modality(name=f"m{i}", bands=tuple("ABC"[: i + 1])) for i in range(3))},
 ]
 

@@ -103,7 +103,7 @@ def test_normalised_patches_have_mean_0_and_variance_1_and_come_back():
 def test_a_constant_patch_is_normalised_to_0():
     patches = torch.full((1, 1, 48), 7.0)
     statistics = patch_statistics(patches)
-    assert statistics.std_BN1.item() == pytest.approx(1e-3)
+    assert statistics.std_BNE.item() == pytest.approx(1e-3)
     assert torch.equal(normalise_patches(patches, statistics), torch.zeros(1, 1, 48))
 
 
@@ -113,10 +113,10 @@ def test_absent_bands_do_not_count_in_the_statistics():
     image[0, 1] = float("nan")
     mean, deviation = patch_statistics(patchify(image, 4), valid)
     present = patch_statistics(patchify(image[:1, [0, 2, 3]], 4))
-    torch.testing.assert_close(mean[:1], present.mean_BN1, rtol=0, atol=1e-12)
-    torch.testing.assert_close(deviation[:1], present.std_BN1, rtol=0, atol=1e-12)
+    torch.testing.assert_close(mean[:1], present.mean_BNE, rtol=0, atol=1e-12)
+    torch.testing.assert_close(deviation[:1], present.std_BNE, rtol=0, atol=1e-12)
     whole = patch_statistics(patchify(image[1:], 4))
-    torch.testing.assert_close(deviation[1:], whole.std_BN1, rtol=0, atol=1e-12)
+    torch.testing.assert_close(deviation[1:], whole.std_BNE, rtol=0, atol=1e-12)
 
 
 def test_a_patch_without_any_band_has_finite_statistics():

@@ -189,7 +189,7 @@ def test_reconstruction_losses_are_means_over_all_samples(tmp_path, url, target_
 def test_a_fitted_constant_is_each_bands_mean():
     target = torch.tensor([[[1.0, 10.0, 3.0, 10.0]], [[1.0, 10.0, 3.0, 10.0]]])
     constant = ConstantPredictor()
-    constant.add(target, torch.ones(2, 2, dtype=torch.bool))
+    constant.add(target, torch.ones(2, 1, 2, dtype=torch.bool))
     assert constant.loss(fit=True) == pytest.approx(0.5)
     assert constant.loss(fit=False) == pytest.approx((1 + 9 + 100 + 100) / 4)
 
@@ -197,7 +197,7 @@ def test_a_fitted_constant_is_each_bands_mean():
 def test_an_absent_band_does_not_count_in_the_baseline():
     target = torch.tensor([[[1.0, float("nan"), 3.0, float("nan")]]])
     constant = ConstantPredictor()
-    constant.add(target, torch.tensor([[True, False]]))
+    constant.add(target, torch.tensor([[[True, False]]]))
     assert constant.loss(fit=False) == pytest.approx(5.0)
     assert constant.loss(fit=True) == pytest.approx(1.0)
 

@@ -306,6 +306,14 @@ def test_a_mixtures_loss_is_not_set_beside_the_baselines_of_one_of_its_data_sets
     assert "each band&#39;s mean" in mixed and "trained on <strong>" in single and "trained on <strong>" not in mixed
 
 
+def test_baselines_of_another_data_set_do_not_stand_beside_the_loss(run):
+    add_evaluations(run)
+    own = write_report(run).read_text()
+    path = run / "evaluation" / "reconstruction.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_url": "s3://b/other"}))
+    assert write_report(run).read_text().count("means") < own.count("means")
+
+
 def test_the_table_of_baselines_says_which_data_set_of_a_mixture_it_is_of_and_what_that_lacks(run):
     add_evaluations(run)
     make_mixture(run, fingerprint_of(run))

@@ -1,0 +1,128 @@
+"""Where tokens lie when samples have different numbers of them: behind each other in one row, without padding.
+
+Two orders: by modality (all samples' tokens of the first, of the second, ...), in which everything but self-attention
+is done, and by sample (its tokens of each modality, then its global token), in which a sample's tokens are next to each
+other. All numbers come from counts that are on the CPU; the device is not asked.
+
+Shape legend: B samples, K modalities, R tokens of all samples and modalities, N patches of an image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fusmae.attention import Segments
+
+
+@dataclass(frozen=True, eq=False)
+class Crossing:
+    """Who of one modality attends to what of the others; samples that lack one of them do not take part."""
+
+    queries: Tensor
+    """int64: tokens of the modality, in the order by modality."""
+    own: Tensor
+    """int64: the same, counted within the modality."""
+    keys: Tensor
+    """int64: tokens of the others, sample by sample."""
+    segments: Segments
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """The tokens of a batch; orders and places on its device."""
+
+    parts: dict[str, slice]
+    """Where each modality lies in the order by modality."""
+    patches: dict[str, Tensor]
+    """int64: of each token of a modality, sample * N + patch."""
+    crossings: dict[str, Crossing | None]
+    """For each modality; None when no sample can attend to another modality."""
+    decoder_crossings: dict[str, Crossing | None]
+    """The same for the XAttnDecoder, which may see the global tokens: they lie behind all others."""
+    everything: Crossing | None
+    """The patches of all samples, behind each other, attend to all of their sample's tokens."""
+    to_samples: Tensor
+    """int64: row of each token of the order by sample in the order by modality, the global tokens behind its end."""
+    to_modalities: Tensor
+    """int64: row of each token of the order by modality in that by sample."""
+    global_tokens: Tensor
+    """int64 (B,): rows of the global tokens in the order by sample; empty without."""
+    samples: Segments
+    """Lengths of the samples, a sample without any token left out."""
+    all_patches_BN: Tensor
+    """int64: the patches of each sample."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Modalities, in order."""
+        return tuple(self.parts)
+
+
+def pack(
+    masks: dict[str, Tensor], counts_BK: Tensor, *, global_token: bool, decode_global_token: bool = False
+) -> Packing:
+    """The packing of the visible patches of (B, N) masks, true where hidden, with `counts_BK` of them (on the CPU)."""
+    counts = counts_BK
+    batch, num = counts.shape
+    first_mask_BN = next(iter(masks.values()))
+    num_patches, device = first_mask_BN.shape[1], first_mask_BN.device
+
+    def on_device(places: Tensor) -> Tensor:
+        return places.to(device, non_blocking=True)
+
+    totals = counts.sum(0)
+    base = totals.cumsum(0) - totals
+    # By modality: where each sample's tokens begin; the global tokens as one modality more.
+    first = torch.cat([counts.cumsum(0) - counts + base, totals.sum() + torch.arange(batch)[:, None]], 1)
+    lengths = torch.cat([counts, torch.ones_like(counts[:, :1])], 1)
+    seen = lengths[:, : num + global_token]
+    start = (seen.flatten().cumsum(0) - seen.flatten()).unflatten(0, seen.shape)  # the same by sample
+    sizes = tuple(size for size in seen.sum(1).tolist() if size)
+
+    def crossing(own: int, others: list[int]) -> Crossing | None:
+        takes_part = (counts[:, own] > 0) & (lengths[:, others].sum(1) > 0)
+        queries = _ranges(first[takes_part, own], counts[takes_part, own])
+        return _crossing(queries - base[own], queries, counts[:, own], takes_part, others)
+
+    def _crossing(
+        own: Tensor, queries: Tensor, asking: Tensor, takes_part: Tensor, others: list[int]
+    ) -> Crossing | None:
+        if not takes_part.any():
+            return None
+        theirs = lengths[takes_part][:, others]
+        keys = _ranges(first[takes_part][:, others].flatten(), theirs.flatten())
+        segments = Segments(tuple(asking[takes_part].tolist()), tuple(theirs.sum(1).tolist()))
+        return Crossing(on_device(queries), on_device(own), on_device(keys), segments)
+
+    def others_of(own: int) -> list[int]:
+        return [other for other in range(num) if other != own]
+
+    rest = [num] if decode_global_token else []
+    all_tokens = [*range(num), *rest]
+    has_tokens = lengths[:, all_tokens].sum(1) > 0
+    grid = _ranges(has_tokens.nonzero()[:, 0] * num_patches, torch.full((int(has_tokens.sum()),), num_patches))
+    crossings = {name: crossing(i, others_of(i)) for i, name in enumerate(masks)}
+    return Packing(
+        parts={name: slice(int(base[i]), int(base[i] + totals[i])) for i, name in enumerate(masks)},
+        patches={name: visible_numbers(mask_BN, int(totals[i])) for i, (name, mask_BN) in enumerate(masks.items())},
+        crossings=crossings,
+        decoder_crossings={n: crossing(i, [*others_of(i), *rest]) for i, n in enumerate(masks)} if rest else crossings,
+        everything=_crossing(grid, grid, torch.full((batch,), num_patches), has_tokens, all_tokens),
+        to_samples=on_device(_ranges(first[:, : seen.shape[1]].flatten(), seen.flatten())),
+        to_modalities=on_device(torch.cat([_ranges(start[:, i], counts[:, i]) for i in range(num)])),
+        global_tokens=on_device(start[:, num] if global_token else torch.zeros(0, dtype=torch.int64)),
+        samples=Segments(sizes, sizes),
+        all_patches_BN=torch.arange(num_patches, device=device).expand(batch, -1),
+    )
+
+
+def visible_numbers(mask_BN: Tensor, total: int) -> Tensor:
+    """Numbers of the false entries, in order: sorting keeps them first, and their number is known."""
+    return mask_BN.flatten().to(torch.uint8).argsort(stable=True)[:total]
+
+
+def _ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+    """start, start + 1, ... of each start, behind each other."""
+    before = lengths.cumsum(0) - lengths
+    return (starts - before).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
