@@ -9,7 +9,7 @@ Shape legend: B batch, N queries, M keys and values, D width of a token, H heads
 
 import logging
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, get_args
 
 import torch
@@ -149,9 +149,19 @@ def _xformers_attention(q_BNHK: Tensor, k_BMHK: Tensor, v_BMHK: Tensor, bias: An
     return out
 
 
-@cache
 def _load_xformers() -> tuple[Any, tuple[type, type]]:
     """`xformers.ops`, and our forward and backward operators for CPU tensors."""
+    global _loaded
+    if _loaded is None:
+        _loaded = _import_xformers()
+    return _loaded
+
+
+_loaded: tuple[Any, tuple[type, type]] | None = None
+"""Kept in plain sight of torch.compile, which looks through functools.cache and would trace the import."""
+
+
+def _import_xformers() -> tuple[Any, tuple[type, type]]:
     logger = logging.getLogger("xformers")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it warns that its sparsity library does not load; attention needs none
@@ -234,12 +244,19 @@ def _cpu_operators(common: Any) -> tuple[type, type]:
     return CpuForward, CpuBackward
 
 
+def _ready(backend: AttentionBackend) -> AttentionBackend:
+    """The backend, imported."""
+    if backend == "xformers":
+        _load_xformers()
+    return backend
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention of a ViT block: one map to queries, keys and values, then an output map."""
 
     def __init__(self, width: int, heads: int, backend: AttentionBackend = "xformers") -> None:
         super().__init__()
-        self.heads, self.backend = heads, backend
+        self.heads, self.backend = heads, _ready(backend)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -255,7 +272,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, backend: AttentionBackend = "xformers") -> None:
         super().__init__()
-        self.heads, self.backend = heads, backend
+        self.heads, self.backend = heads, _ready(backend)
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)

@@ -6,7 +6,7 @@ it does, the defaults are those of the MAE family, so that the parameter and FLO
 
 import re
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, isfinite
 from typing import Any, ClassVar, Literal, Self, get_args
 
 AttentionBackend = Literal["xformers", "sdpa", "math"]
@@ -64,6 +64,11 @@ def count_visible(mask_ratio: float, num_patches: int) -> int:
             " at least one must be visible and one hidden"
         )
     return visible
+
+
+def _ratio_of(visible: int, num_patches: int) -> float:
+    """A short ratio that leaves so many patches visible."""
+    return ceil(1000 * (1 - visible / num_patches) - 1e-9) / 1000
 
 
 S1 = Modality(name="s1", bands=("VV", "VH"), groups=(("VV",), ("VH",)))
@@ -272,12 +277,13 @@ class FusMAEConfig:
         if self.masking == "disjoint" and num * visible > self.num_patches:
             raise ValueError(
                 f"masking 'disjoint' needs {num} times {visible} visible patches, an image has {self.num_patches};"
-                f" raise mask_ratio to {1 - 1 / num:.2f} or more"
+                f" raise mask_ratio to {_ratio_of(self.num_patches // num, self.num_patches)} or more"
             )
-        if self.masking == "modality" and num * visible > (num - 1) * self.num_patches:
+        room = (num - 1) * self.num_patches
+        if self.masking == "modality" and num * visible > room:
             raise ValueError(
                 f"masking 'modality' gives {num * visible} visible patches to {num - 1} modalities of"
-                f" {self.num_patches}; raise mask_ratio to {1 - (num - 1) / num:.2f} or more"
+                f" {self.num_patches}; raise mask_ratio to {_ratio_of(room // num, self.num_patches)} or more"
             )
         if self.masking == "band_group" and all(len(modality.groups) < 2 for modality in self.modalities):
             raise ValueError("masking 'band_group' needs a modality with two groups of bands; write its groups")

@@ -78,6 +78,8 @@ class EngineSettings:
     """Number format of weights and activations; optimiser, loss and targets stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU when there is one."""
+    compile: bool = False
+    """Compile the model with torch.compile, which needs a C++ compiler; masks with fixed numbers of patches only."""
     deterministic: bool = True
     """Refuse kernels whose results depend on chance, so that a resumed run equals an uninterrupted one bit for bit."""
 
@@ -190,6 +192,11 @@ def model_config(settings: Settings) -> Any:
 
     plain = {key: value for key, value in settings.model.items() if key != _CROSS_SCALE}
     config = _validated(plain, FusMAEConfig, "model.", [f"model.{_CROSS_SCALE}"])
+    if settings.engine.compile and config.varies:
+        raise ConfigError(
+            f"engine.compile needs the same number of visible patches in all samples, not masking '{config.masking}' "
+            f"with modality_dropout {config.modality_dropout}; write engine.compile=false"
+        )
     if (cross_scale := cross_scale_config(settings)) is not None:
         try:
             cross_scale.check(config)
@@ -361,6 +368,8 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
             f"{name}: engine.zero_stage=0 with bf16 trains differently in DeepSpeed (its Adam starts at step 1); "
             "write engine.zero_stage=1, or engine.precision=fp32"
         )
+    if engine.compile and engine.name == "deepspeed" and engine.zero_stage == 3:
+        raise ConfigError(f"{name}: engine.compile does not go with engine.zero_stage=3, whose hooks break the graph")
     check_mixture(settings.data.mixture, settings.data.temperature, f"{name}: data.mixture: ")
     ranges: dict[str, tuple[bool, str]] = {
         "run.num_processes": (settings.run.num_processes >= 0, "0 (choose for me) or more"),

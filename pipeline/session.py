@@ -102,6 +102,8 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         initial = None
         if found is None and settings.train.init_weights:
             initial = start_all_from(model, settings.train.init_weights, ranks.is_first, group)
+        if settings.engine.compile:
+            model.compile(dynamic=False)
         engine = _build_and_load(model, settings, device, accumulation, found, ranks, group)
         state = TrainState(step=0, stream=stream.state_dict())
         if found is not None:

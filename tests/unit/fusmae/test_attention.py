@@ -113,9 +113,8 @@ def test_beside_a_cuda_torch_xformers_does_not_need_its_sparsity_library(monkeyp
 
     monkeypatch.setattr(common, "_built_with_cuda", False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    _load_xformers.cache_clear()
+    monkeypatch.setattr("fusmae.attention._loaded", None)
     _load_xformers()
-    _load_xformers.cache_clear()
     assert common._built_with_cuda
 
 
@@ -145,13 +144,10 @@ def test_xformers_is_imported_in_one_module():
 
 
 def test_without_xformers_the_message_says_what_to_write(monkeypatch):
-    from fusmae.attention import _load_xformers
-
     monkeypatch.setitem(sys.modules, "xformers.ops", None)
-    _load_xformers.cache_clear()
+    monkeypatch.setattr("fusmae.attention._loaded", None)
     with pytest.raises(ImportError, match="attention_backend: sdpa"):
         attention(*make_qkv(torch.float32))
-    _load_xformers.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -122,13 +122,13 @@ PLAIN = (Modality(name="s1", bands=("VV", "VH")), Modality(name="s2", bands=("B0
         ),
         (
             {"masking": "disjoint", "mask_ratio": 0.25},
-            "needs 2 times 169 visible patches, an image has 225; raise mask_ratio to 0.50",
-            {"mask_ratio": 0.5},
+            "needs 2 times 169 visible patches, an image has 225; raise mask_ratio to 0.503 or more",
+            {"mask_ratio": 0.503},
         ),
         (
             {"masking": "modality", "mask_ratio": 0.25},
-            "gives 338 visible patches to 1 modalities of 225; raise mask_ratio to 0.50",
-            {"mask_ratio": 0.5},
+            "gives 338 visible patches to 1 modalities of 225; raise mask_ratio to 0.503 or more",
+            {"mask_ratio": 0.503},
         ),
         (
             {"masking": "band_group", "modalities": PLAIN},
@@ -300,3 +300,17 @@ def test_the_package_hands_out_its_names():
     }
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = fusmae.Nothing
+
+
+@pytest.mark.parametrize("grid", [3, 4, 8, 14, 15])
+@pytest.mark.parametrize("masking", ["disjoint", "modality"])
+@pytest.mark.parametrize("num", [2, 3, 5, 7])
+def test_the_mask_ratio_that_is_advised_is_enough(masking, num, grid):
+    modalities = tuple(Modality(name=f"m{i}", bands=("A",)) for i in range(num))
+    sizes = {"image_size": 8 * grid, "patch_size": 8, "modalities": modalities, "masking": masking}
+    with pytest.raises(ValueError, match="raise mask_ratio to") as refused:
+        FusMAEConfig(mask_ratio=0.05 if grid > 4 else 0.1, **sizes)
+    advised = float(str(refused.value).split("raise mask_ratio to ")[1].split()[0])
+    assert FusMAEConfig(mask_ratio=advised, **sizes).num_visible * num <= grid**2 * (
+        num - 1 if masking == "modality" else 1
+    )
