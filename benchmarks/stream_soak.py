@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.table import Row, render, write_section
 from pipeline.command import run_command
 from pipeline.errors import ConfigError, DataError
@@ -81,7 +83,7 @@ def _soak(server: Any, folder: Path, arguments: argparse.Namespace) -> dict[str,
     sums = dict.fromkeys(("requests", "retries", "corrupt", "replaced", "cache_hits", "cache_misses"), 0.0)
     state, ranks, step, opened = None, 1, 0, 0
     rng = random.Random(arguments.seed)
-    seen: dict[tuple[int, int], int] = {}
+    seen = _Account(len(digests))
     waited = 0.0
     began = time.monotonic()
     faults.start()
@@ -101,8 +103,7 @@ def _soak(server: Any, folder: Path, arguments: argparse.Namespace) -> dict[str,
                 raise DataError(f"batch {step} on {ranks} ranks is not the one of the order")
             for part in parts:
                 _compare(part, digests, step)
-            for epoch, sample in zip(whole.epoch.tolist(), ids, strict=True):
-                seen[epoch, sample] = seen.get((epoch, sample), 0) + 1
+            seen.add(whole.epoch, whole.sample_id)
             waited += max(part.wait_s for part in parts)
             step += 1
             _hold_the_lock(arguments.loop_ms)
@@ -117,7 +118,7 @@ def _soak(server: Any, folder: Path, arguments: argparse.Namespace) -> dict[str,
         print(f"{looks[-1]['at']:.0f} s, step {step}, {ranks} ranks: {json.dumps(looks[-1])}", file=sys.stderr)
         ranks = rng.choice(RANKS)
     faults.stop()
-    _account(seen, len(digests), step)
+    seen.check(step * GLOBAL_BATCH)
     return _told(looks, sums, faults, step, opened, waited, time.monotonic() - began, arguments)
 
 
@@ -157,13 +158,28 @@ def _look(cache: Path) -> dict[str, float]:
     }
 
 
-def _account(seen: dict[tuple[int, int], int], num_samples: int, steps: int) -> None:
-    whole = steps * GLOBAL_BATCH // num_samples
-    for epoch in range(whole):
-        if any(seen.get((epoch, sample)) != 1 for sample in range(num_samples)):
-            raise DataError(f"in epoch {epoch} some sample did not come exactly once")
-    if sum(seen.values()) != steps * GLOBAL_BATCH:
-        raise DataError("samples came that were not counted")
+class _Account:
+    """How often each sample came in each epoch; an epoch whose samples all came once is forgotten, so it is small."""
+
+    def __init__(self, num_samples: int) -> None:
+        self._num_samples = num_samples
+        self._open: dict[int, np.ndarray] = {}
+        self._whole = 0
+
+    def add(self, epochs: np.ndarray, samples: np.ndarray) -> None:
+        for epoch in np.unique(epochs).tolist():
+            times = self._open.setdefault(epoch, np.zeros(self._num_samples, np.uint8))
+            np.add.at(times, samples[epochs == epoch], 1)
+            if times.max() > 1 or epoch < self._whole:
+                raise DataError(f"in epoch {epoch} some sample came twice")
+            if times.all():
+                del self._open[epoch]
+                self._whole += 1
+
+    def check(self, num_samples: int) -> None:
+        whole, rest = divmod(num_samples, self._num_samples)
+        if self._whole != whole or sum(int(times.sum()) for times in self._open.values()) != rest:
+            raise DataError(f"{self._whole} epochs came whole of {num_samples} samples in all")
 
 
 class _FaultThread(threading.Thread):

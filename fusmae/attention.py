@@ -198,6 +198,10 @@ def _cpu_operators(common: Any) -> tuple[type, type]:
             parts = [*(x[:, q0:q1] for x in of_queries), *(x[:, k0:k1] for x in of_keys)]
             yield *(x.transpose(1, 2) for x in parts), None
 
+    def joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What the calls gave, behind each other; of one call as it is, laid out with tokens before heads."""
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(found, dim=2) for found in zip(*parts, strict=True))
+
     class CpuOperator:
         SUPPORTED_DEVICES = frozenset({"cpu"})
         SUPPORTED_DTYPES = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
@@ -223,7 +227,7 @@ def _cpu_operators(common: Any) -> tuple[type, type]:
                 cls.OPERATOR(q, k, v, attn_mask=bias, scale=inp.scale_float)
                 for q, k, v, bias in blocks(inp.attn_bias, (inp.query,), (inp.key, inp.value))
             ]
-            out, lse = (torch.cat(found, dim=2) for found in zip(*parts, strict=True))
+            out, lse = joined(parts)
             out = out.transpose(1, 2)
             return out, common.Context(lse=lse, out=out) if needs_gradient else None
 
@@ -238,7 +242,7 @@ def _cpu_operators(common: Any) -> tuple[type, type]:
                 cls.OPERATOR(g, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=inp.scale_float)
                 for g, q, out, lse, k, v, bias in blocks(inp.attn_bias, of_queries, (inp.key, inp.value))
             ]
-            dq, dk, dv = (torch.cat(found, dim=2).transpose(1, 2) for found in zip(*parts, strict=True))
+            dq, dk, dv = (x.transpose(1, 2) for x in joined(parts))
             return common.Gradients(dq=dq, dk=dk, dv=dv)
 
     return CpuForward, CpuBackward
