@@ -37,11 +37,16 @@ class CrossBlock(nn.Module):
         return x_BVD + self.mlp(self.norm2(x_BVD))
 
     def packed(self, x_1RD: Tensor, others_1LD: Tensor, crossing: Crossing | None) -> Tensor:
-        """The same for samples with different numbers of tokens; who lacks others is left as it is."""
-        if crossing is not None:
-            asking_1RD, asked_1LD = x_1RD[:, crossing.own], others_1LD[:, crossing.keys]
-            crossed = self.cross_attention(self.norm1(asking_1RD), self.norm1(asked_1LD), crossing.segments)
-            x_1RD = x_1RD.index_add(1, crossing.own, crossed)
+        """The same for samples with different numbers of tokens; who lacks others is left as it is.
+
+        Where all lack them, the weights are used all the same, without effect: every rank must have a gradient of every
+        weight, and under ZeRO-3 they gather weights together.
+        """
+        asking_1RD = others_1LD[:, :1] if crossing is None else x_1RD[:, crossing.own]
+        asked_1LD = others_1LD[:, :1] if crossing is None else others_1LD[:, crossing.keys]
+        segments = None if crossing is None else crossing.segments
+        crossed = self.cross_attention(self.norm1(asking_1RD), self.norm1(asked_1LD), segments)
+        x_1RD = x_1RD + 0 * crossed if crossing is None else x_1RD.index_add(1, crossing.own, crossed)
         return x_1RD + self.mlp(self.norm2(x_1RD))
 
 

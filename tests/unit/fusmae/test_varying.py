@@ -257,6 +257,17 @@ def test_one_modality_alone_is_no_obstacle(made, images, draw, changes, name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("decoder", [*DECODERS, {"share_cross_attention": False}], ids=str)
+@pytest.mark.parametrize("changes", [*VARYING, {"modality_dropout": 1.0}], ids=str)
+def test_every_weight_has_a_gradient_in_every_batch(made, images, draw, changes, decoder):
+    """Ranks average gradients: one that lacks some would stop the others."""
+    model = made(**changes, **decoder)
+    for sample in range(8):
+        model(images(model.config, 1, torch.float64), draw([sample])).loss.backward()
+        assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+        model.zero_grad(set_to_none=True)
+
+
 def test_dropout_is_for_training(made, images, draw):
     model = made(modality_dropout=1.0)
     batch = images(model.config, 4, torch.float64)
