@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pairs", type=int, default=1000, help="pairs of the archive (default: 1000)")
+    parser.add_argument("--pairs", type=int, default=1200, help="pairs of the archive (default: 1200)")
     parser.add_argument("--rounds", type=int, default=5, help="how often each is run (default: 5)")
     parser.add_argument("--codec", default="lz4", choices=("lz4", "none", "zstd"))
     parser.add_argument("--quick", action="store_true", help="100 pairs, once")

@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.absent_modules import AbsentModules
 
-SHARD_MIB = 32
-"""So small that the workers of a build, who take a shard each, all have work."""
+SHARD_MIB = 128
+"""Two shards of the default archive: workers take one each."""
 _READING = [0.0]
 
 

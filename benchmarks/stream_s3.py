@@ -41,6 +41,7 @@ def measure(bench: Bench, options: Options) -> Callable[[bool], str]:
     runs = [run for run in _runs() if run.task.reader in options.only]
     absent = bench.make_data({run.task.reader for run in runs})
     entries: list[Entry] = []
+    pair_mb = _bytes_of(bench.folder / "none", "shards/*.tar") / bench.num_pairs / 1e6
     ratios: dict[str, float | None] = {}
     kinds = []
     for delay_ms in (0.0, options.delay_ms):
@@ -58,7 +59,7 @@ def measure(bench: Bench, options: Options) -> Callable[[bool], str]:
                     print(f"{kind}, round {number + 1} of {options.rounds}: {run.name}", file=sys.stderr, flush=True)
                     _once(bench, run, url, found[run.name], found.get(run.name + LATER))
         entries += found.values()
-        ratios |= _ratios(runs, found, f"_{delay_ms:g}_ms" if delay_ms else "")
+        ratios |= _ratios(runs, found, f"_{delay_ms:g}_ms" if delay_ms else "", pair_mb)
     about = {"pairs": str(bench.num_pairs), "servers": " and ".join(kinds)}
     return lambda as_json: render_entries(entries, (BYTES, RATE, CPU, FIRST), ratios, as_json, about=about)
 
@@ -105,7 +106,7 @@ def _bytes_of(folder: Path, pattern: str) -> int:
     return sum(path.stat().st_size for path in folder.glob(pattern))
 
 
-def _ratios(runs: list[Run], entries: dict[str, Entry], suffix: str) -> dict[str, float | None]:
+def _ratios(runs: list[Run], entries: dict[str, Entry], suffix: str, pair_mb: float) -> dict[str, float | None]:
     def median(name: str, unit: str) -> float | None:
         return entries[name].median(unit) if name in entries else None
 
@@ -120,4 +121,6 @@ def _ratios(runs: list[Run], entries: dict[str, Entry], suffix: str) -> dict[str
             best = better([entries[run.name] for run in runs if run.task.reader == reader], RATE)
             theirs = best.median(RATE) if best else None
             ratios[f"s3_{client}_vs_{reader}{suffix}"] = ratio(median(ours, RATE), theirs)
+            fetched = ratio(median(ours + LATER, BYTES), pair_mb)  # pairs a second, without those still in memory
+            ratios[f"s3_{client}_later_vs_{reader}{suffix}"] = ratio(fetched, theirs)
     return ratios

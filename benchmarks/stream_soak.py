@@ -87,37 +87,39 @@ def _soak(server: Any, folder: Path, arguments: argparse.Namespace) -> dict[str,
     waited = 0.0
     began = time.monotonic()
     faults.start()
-    while time.monotonic() < end:
-        streams = [Stream(config, rank, ranks) for rank in range(ranks)]
-        opened += 1
-        for stream in streams:
-            if state is not None:
-                stream.load_state_dict(state)
-        batches = [iter(stream) for stream in streams]
-        until = min(time.monotonic() + 30, end)
-        while time.monotonic() < until:
-            whole = streams[0].order.slice_at(step * GLOBAL_BATCH)
-            parts = [next(batch) for batch in batches]
-            ids = [i for part in parts for i in part.sample_id.tolist()]
-            if ids != whole.sample_id.tolist():
-                raise DataError(f"batch {step} on {ranks} ranks is not the one of the order")
-            for part in parts:
-                _compare(part, digests, step)
-            seen.add(whole.epoch, whole.sample_id)
-            waited += max(part.wait_s for part in parts)
-            step += 1
-            _hold_the_lock(arguments.loop_ms)
-        state = streams[0].state_dict()
-        for stream in streams:
-            stream.close()
-            found = stream.instruments()
-            for name in sums:
-                sums[name] += getattr(found, name)
-        del batches, streams, stream, parts, part
-        looks.append(_look(cache) | {"at": time.monotonic() - began})
-        print(f"{looks[-1]['at']:.0f} s, step {step}, {ranks} ranks: {json.dumps(looks[-1])}", file=sys.stderr)
-        ranks = rng.choice(RANKS)
-    faults.stop()
+    try:
+        while time.monotonic() < end:
+            streams = [Stream(config, rank, ranks) for rank in range(ranks)]
+            opened += 1
+            for stream in streams:
+                if state is not None:
+                    stream.load_state_dict(state)
+            batches = [iter(stream) for stream in streams]
+            until = min(time.monotonic() + 30, end)
+            while time.monotonic() < until:
+                whole = streams[0].order.slice_at(step * GLOBAL_BATCH)
+                parts = [next(batch) for batch in batches]
+                ids = [i for part in parts for i in part.sample_id.tolist()]
+                if ids != whole.sample_id.tolist():
+                    raise DataError(f"batch {step} on {ranks} ranks is not the one of the order")
+                for part in parts:
+                    _compare(part, digests, step)
+                seen.add(whole.epoch, whole.sample_id)
+                waited += max(part.wait_s for part in parts)
+                step += 1
+                _hold_the_lock(arguments.loop_ms)
+            state = streams[0].state_dict()
+            for stream in streams:
+                stream.close()
+                found = stream.instruments()
+                for name in sums:
+                    sums[name] += getattr(found, name)
+            del batches, streams, stream, parts, part
+            looks.append(_look(cache) | {"at": time.monotonic() - began})
+            print(f"{looks[-1]['at']:.0f} s, step {step}, {ranks} ranks: {json.dumps(looks[-1])}", file=sys.stderr)
+            ranks = rng.choice(RANKS)
+    finally:
+        faults.stop()
     seen.check(step * GLOBAL_BATCH)
     return _told(looks, sums, faults, step, opened, waited, time.monotonic() - began, arguments)
 
@@ -194,6 +196,7 @@ class _FaultThread(threading.Thread):
         self.seen = 0
 
     def run(self) -> None:
+        from pipeline.stream.reader import MAX_RENEWED
         from tests.s3server.faults import Fault
 
         while not self._ended.wait(self._rng.uniform(2, 6)):
@@ -204,7 +207,8 @@ class _FaultThread(threading.Thread):
                 self._damage_a_file()
                 continue
             amount = {"slow": 500_000}.get(kind, self._rng.randrange(5_000, 60_000))
-            times = self._rng.randint(1, 4)
+            # What comes damaged three times in a row stops a run, and is to: then it is the object.
+            times = self._rng.randint(1, MAX_RENEWED if kind == "flip" else 4)
             self._server.faults.set([Fault(do=kind, path="/shards/", times=times, amount=amount)])
 
     def _damage_a_file(self) -> None:

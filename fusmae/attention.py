@@ -64,6 +64,8 @@ def attention(
         backend: xformers, sdpa or math (written out, in float32 at least).
         bias_BHNM: added before the softmax, -inf to forbid; broadcast over B and H; gets no gradient.
     """
+    if isinstance(bias_BHNM, Segments) and not bias_BHNM.queries:
+        return q_BNHK
     batch, _, heads, width = q_BNHK.shape
     num_keys = k_BMHK.shape[1]
     if k_BMHK.shape != (batch, num_keys, heads, width) or v_BMHK.shape != k_BMHK.shape or not num_keys:

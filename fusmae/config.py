@@ -270,6 +270,13 @@ class FusMAEConfig:
             if not 0 <= (value := getattr(self, field)) <= 1:
                 raise ValueError(f"{field} {value} must lie between 0 and 1")
         num, visible = len(self.modalities), self.num_visible
+        if self.masking in ("disjoint", "modality") and num > self.num_patches:
+            raise ValueError(
+                f"masking '{self.masking}' does not work with {num} modalities of {self.num_patches} patches;"
+                " lower patch_size, or write independent"
+            )
+        if self.target_norm == "per_band_group" and all(len(modality.groups) < 2 for modality in self.modalities):
+            raise ValueError("target_norm 'per_band_group' needs a modality with two groups of bands; write its groups")
         if self.masking in ("modality", "union", "dirichlet", "disjoint") and num < 2:
             raise ValueError(f"masking '{self.masking}' needs two modalities; write independent")
         if self.modality_dropout and num < 2:
@@ -296,6 +303,9 @@ class FusMAEConfig:
         if self.decoder_queries < 1 and self.varies:
             what = "modality_dropout" if self.modality_dropout else f"masking '{self.masking}'"
             raise ValueError(f"decoder_queries {self.decoder_queries} does not go with {what}; write 1")
+        if self.decoder_attention == "cross" and self.varies:
+            what = "modality_dropout" if self.modality_dropout else f"masking '{self.masking}'"
+            raise ValueError(f"decoder_attention 'cross' does not go with {what}; write self")
         if self.decoder_fusion == "multimae" and self.decoder_attention == "cross":
             raise ValueError("decoder_fusion 'multimae' has its own cross-attention; write decoder_attention: self")
 

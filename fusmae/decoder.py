@@ -42,11 +42,13 @@ class CrossBlock(nn.Module):
         Where all lack them, the weights are used all the same, without effect: every rank must have a gradient of every
         weight, and under ZeRO-3 they gather weights together.
         """
-        asking_1RD = others_1LD[:, :1] if crossing is None else x_1RD[:, crossing.own]
-        asked_1LD = others_1LD[:, :1] if crossing is None else others_1LD[:, crossing.keys]
-        segments = None if crossing is None else crossing.segments
-        crossed = self.cross_attention(self.norm1(asking_1RD), self.norm1(asked_1LD), segments)
-        x_1RD = x_1RD + 0 * crossed if crossing is None else x_1RD.index_add(1, crossing.own, crossed)
+        if crossing is not None:
+            asking_1RD, asked_1LD = self.norm1(x_1RD[:, crossing.own]), self.norm1(others_1LD[:, crossing.keys])
+            crossed = self.cross_attention(asking_1RD, asked_1LD, crossing.segments)
+            x_1RD = x_1RD.index_add(1, crossing.own, crossed.to(x_1RD.dtype))
+        elif others_1LD.shape[1]:
+            first_11D = others_1LD[:, :1]
+            x_1RD = x_1RD + 0 * self.cross_attention(self.norm1(first_11D), self.norm1(first_11D))
         return x_1RD + self.mlp(self.norm2(x_1RD))
 
 

@@ -96,12 +96,13 @@ class XAttnEncoder(nn.Module):
         normed_1RD, fused_1RD = self.norm1(x_1RD), x_1RD
         for name, crossing in packing.crossings.items():
             cross = self.cross_attention["shared" if self.share else name]
-            if crossing is None:  # every rank must have a gradient of every weight
-                fused_1RD = fused_1RD + 0 * cross(normed_1RD[:, :1], normed_1RD[:, :1])
+            if crossing is None:
+                if x_1RD.shape[1]:  # every rank must have a gradient of every weight
+                    fused_1RD = fused_1RD + 0 * cross(normed_1RD[:, :1], normed_1RD[:, :1])
             else:
                 asking_1RD, asked_1LD = normed_1RD[:, crossing.queries], normed_1RD[:, crossing.keys]
                 crossed = cross(asking_1RD, asked_1LD, crossing.segments)
-                fused_1RD = fused_1RD.index_add(1, crossing.queries, crossed)
+                fused_1RD = fused_1RD.index_add(1, crossing.queries, crossed.to(fused_1RD.dtype))
         return fused_1RD + self.mlp(self.norm2(fused_1RD))
 
     def load_block(self, block: Block) -> None:

@@ -52,7 +52,8 @@ def activation_bytes(
     from fusmae.model import FusMAE
 
     if config.varies:
-        raise ValueError(f"under masking '{config.masking}' the memory varies with the masks; there is no one number")
+        what = "modality_dropout" if config.modality_dropout else f"masking '{config.masking}'"
+        raise ValueError(f"under {what} the memory varies with the masks; there is no one number")
     with torch.device("meta"):
         model = FusMAE(config).to(dtype).train()
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -69,6 +69,8 @@ def pack(
     num_patches, device = first_mask_BN.shape[1], first_mask_BN.device
 
     def on_device(places: Tensor) -> Tensor:
+        # From other than pinned memory the copy of many numbers waits for the device.
+        places = places.pin_memory() if device.type == "cuda" else places
         return places.to(device, non_blocking=True)
 
     totals = counts.sum(0)

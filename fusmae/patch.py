@@ -150,15 +150,17 @@ def patch_statistics(
     if groups:
         num_bands = sum(len(group) for group in groups)
         patches_BNPC = patches_BNE.unflatten(-1, (-1, num_bands))
-        statistics_BNPC = [torch.empty_like(patches_BNPC) for _ in PatchStatistics._fields]
+        by_band: dict[int, PatchStatistics] = {}
         for group in groups:
-            channels = list(group)
-            of_group = patch_statistics(
-                patches_BNPC[..., channels].flatten(-2), None if valid_BC is None else valid_BC[:, channels]
-            )
-            for whole_BNPC, part_BN1 in zip(statistics_BNPC, of_group, strict=True):
-                whole_BNPC[..., channels] = part_BN1[..., None]
-        return PatchStatistics(*(whole_BNPC.flatten(-2) for whole_BNPC in statistics_BNPC))
+            # Channel by channel: a list of indices would be copied to the device, and waited for.
+            pixels_BNE = torch.stack([patches_BNPC[..., band] for band in group], dim=-1).flatten(-2)
+            valid_BG = None if valid_BC is None else torch.stack([valid_BC[:, band] for band in group], dim=1)
+            by_band |= dict.fromkeys(group, patch_statistics(pixels_BNE, valid_BG))
+        mean_BNC, std_BNC = (
+            torch.cat(parts, dim=-1) for parts in zip(*(by_band[band] for band in range(num_bands)), strict=True)
+        )
+        num_pixels = patches_BNPC.shape[-2]
+        return PatchStatistics(mean_BNC.repeat(1, 1, num_pixels), std_BNC.repeat(1, 1, num_pixels))
     if valid_BC is None:
         variance_BN1, mean_BN1 = torch.var_mean(patches_BNE, dim=-1, keepdim=True)
     else:

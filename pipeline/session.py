@@ -101,7 +101,9 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             _check_same_run(found, describe(settings, stream))
         initial = None
         if found is None and settings.train.init_weights:
-            initial = start_all_from(model, settings.train.init_weights, ranks.is_first, group)
+            initial = start_all_from(
+                getattr(model, "fusmae", model), settings.train.init_weights, ranks.is_first, group
+            )
         if settings.engine.compile:
             model.compile(dynamic=False)
         engine = _build_and_load(model, settings, device, accumulation, found, ranks, group)

@@ -136,6 +136,21 @@ PLAIN = (Modality(name="s1", bands=("VV", "VH")), Modality(name="s2", bands=("B0
             {"modalities": (PLAIN[0], Modality(name="s2", bands=("B02", "B03"), groups=(("B02",), ("B03",))))},
         ),
         (
+            {"target_norm": "per_band_group", "modalities": PLAIN},
+            "target_norm 'per_band_group' needs a modality with two groups of bands; write its groups",
+            {"target_norm": "per_patch"},
+        ),
+        (
+            {"decoder_attention": "cross", "decoder_fusion": "none", "masking": "union"},
+            "decoder_attention 'cross' does not go with masking 'union'; write self",
+            {"decoder_attention": "self"},
+        ),
+        (
+            {"decoder_attention": "cross", "decoder_fusion": "none", "modality_dropout": 0.1},
+            "decoder_attention 'cross' does not go with modality_dropout; write self",
+            {"decoder_attention": "self"},
+        ),
+        (
             {"decode_global_token": True, "global_token": False},
             "decode_global_token needs global_token: true",
             {"global_token": True},

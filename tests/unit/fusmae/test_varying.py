@@ -257,6 +257,30 @@ def test_one_modality_alone_is_no_obstacle(made, images, draw, changes, name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("changes", [{"decoder_fusion": "multimae"}, {}, {"encoder_fusion": "none"}], ids=str)
+@pytest.mark.parametrize("global_token", [True, False])
+def test_samples_of_which_nothing_is_visible_are_no_obstacle(made, images, draw, changes, global_token):
+    """Of the one modality that is given, all is hidden."""
+    model = made(masking="modality", modality_mask_ratio=1.0, global_token=global_token, **changes)
+    both = images(model.config, 1, torch.float64)
+    hidden = [i for i in range(20) if model(both, draw([i])).masks["s1"].mask_BN.all()]
+    assert hidden
+    out = model({"s1": both["s1"]}, draw(hidden[:1]))
+    out.loss.backward()
+    assert out.loss.isfinite() and out.predictions["s1"].shape == (1, 16, 32)
+
+
+@pytest.mark.parametrize("changes", [{}, {"decoder_fusion": "multimae"}], ids=str)
+def test_autocast_is_finite_and_close(tiny, images, draw, changes):
+    model = FusMAE(tiny(masking="dirichlet", **changes))
+    batch = images(model.config, 6)
+    exact = model(batch, draw(range(6))).loss.item()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(batch, draw(range(6))).loss
+    rounded.backward()
+    assert rounded.dtype == torch.float32 and rounded.item() == pytest.approx(exact, rel=0.02)
+
+
 @pytest.mark.parametrize("decoder", [*DECODERS, {"share_cross_attention": False}], ids=str)
 @pytest.mark.parametrize("changes", [*VARYING, {"modality_dropout": 1.0}], ids=str)
 def test_every_weight_has_a_gradient_in_every_batch(made, images, draw, changes, decoder):

@@ -239,6 +239,14 @@ def test_a_run_starts_from_the_file_says_so_and_does_not_read_it_again(settings,
 
 
 @pytest.mark.dist
+def test_a_run_at_two_scales_starts_from_the_file_too(settings):
+    said = pretrain(settings, "run.num_processes=1", "engine.name=ddp", "model.cross_scale={}")
+    expected = initial_weights(settings, "model.cross_scale={}")
+    found = {name.removeprefix("fusmae."): value for name, value in trained(settings).items() if "fusmae." in name}
+    assert "initial weights from" in said and is_untouched(found, expected)
+
+
+@pytest.mark.dist
 def test_a_wrong_file_stops_the_run_before_its_first_step(settings, tmp_path):
     weights = tmp_path / "vit.pth"
     torch.save({"model": vit(width=32)}, weights)
@@ -262,6 +270,8 @@ model = FusMAE(model_config(load_settings(config, [])))
 report = start_all_from(model, weights if rank == 0 else "only/rank/0/reads", rank == 0, dist.group.WORLD)
 assert (report is None) == (rank == 1)
 torch.save(model.state_dict(), out)
+dist.barrier()  # a rank that leaves earlier may end the other one's threads
+dist.destroy_process_group()
 """
 
 
