@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.model_rivals import NaiveFusMAE, TimmBlockMAE, equal_flops_visible
 from fusmae import CounterRandom, FusMAE, FusMAEConfig
+from fusmae.memory import KeptBytes
 
 TIMM, NAIVE = "timm-block MAE", "naive Fus-MAE"
 
@@ -80,19 +81,10 @@ def make_naive(config: FusMAEConfig, batch: int, device: torch.device, dtype: to
 
 def activation_bytes(contender: Contender) -> int:
     """Bytes that a forward pass keeps for the backward pass, each storage counted once, weights not."""
-    weights = {x.untyped_storage().data_ptr() for x in (*contender.model.parameters(), *contender.model.buffers())}
-    kept: dict[int, int] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        loss = contender.loss(contender.model)  # named, so that no storage is freed and its address used again
-    del loss
-    return sum(kept.values())
+    kept = KeptBytes(*contender.model.parameters(), *contender.model.buffers())
+    with kept.counting():
+        contender.loss(contender.model)
+    return kept.total
 
 
 @contextmanager

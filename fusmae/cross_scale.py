@@ -21,12 +21,14 @@ from fusmae.encoder import NORM_EPS
 from fusmae.flops import forward_flops
 from fusmae.hiding import Hiding, hide, visible_contents
 from fusmae.initialise import initialise
+from fusmae.inputs import check_random, check_valid, patches_of
 from fusmae.losses import masked_mse
 from fusmae.masking import ModalityMask
 from fusmae.model import EncoderOutput, FusMAE, FusMAEOutput, Reconstruction
 from fusmae.patch import FixedPositions, gather_patches
 from fusmae.random import CounterRandom
 from fusmae.scale_view import Windows, draw_windows, resample, scaled_positions
+from fusmae.targets import target_of
 
 Gather = Callable[[Tensor], Tensor]
 """(B, D) of this rank to (W·B, D) of all ranks, in the order of their ranks. The gradient of a rank's rows must be the
@@ -111,10 +113,11 @@ class CrossScaleFusMAE(nn.Module):
         """
         inner = self.fusmae
         patches, windows = self._patches(images, random)
-        valid = inner._check_valid(valid or {}, {name: both_BNE.chunk(2)[0] for name, both_BNE in patches.items()})
+        valid = valid or {}
+        check_valid(self.config, valid, {name: both_BNE.chunk(2)[0] for name, both_BNE in patches.items()})
         both = {name: valid_BC.repeat(2, 1) for name, valid_BC in valid.items()}
         tokens, hiding = self._tokens(patches, random, windows, shuffle_visible)
-        visible = {name: inner._visible_ids(name, hiding) for name in patches}
+        visible = {name: hiding.visible_ids(name) for name in patches}
         assert hiding.queries is not None
         latents, global_BD = inner.encoder(tokens)
         predictions, decoded = inner.decoder.with_tokens(latents, global_BD, visible, hiding.queries)
@@ -122,7 +125,7 @@ class CrossScaleFusMAE(nn.Module):
         losses, targets, compared = {}, {}, {}
         for name, prediction_BQE in predictions.items():
             # The target is data: no gradient reaches the images through it.
-            targets[name], compared[name] = inner._target(name, patches[name].detach(), both.get(name), hiding)
+            targets[name], compared[name] = target_of(self.config, name, patches[name].detach(), both.get(name), hiding)
             losses[name] = 2 * masked_mse(prediction_BQE, targets[name], compared[name])
         total = torch.stack([self.config.loss_weight(name) * loss for name, loss in losses.items()]).sum()
         full_BD, second_BD = _pooled(latents).chunk(2)
@@ -170,16 +173,10 @@ class CrossScaleFusMAE(nn.Module):
 
     def _patches(self, images: dict[str, Tensor], random: CounterRandom) -> tuple[dict[str, Tensor], Windows]:
         """Patches (2B, N, E) of the full views and of what their windows show."""
-        inner = self.fusmae
-        full = inner._patchify(images)
-        first = next(iter(full.values()))
-        if random.batch_size != len(first) or random.position_B.device != first.device:
-            raise ValueError(
-                f"random numbers for {random.batch_size} samples on {random.position_B.device} do not fit"
-                f" {len(first)} images on {first.device}"
-            )
+        full = patches_of(self.config, images)
+        check_random(random, full)
         windows = draw_windows(self.cross_scale.min_area, self.cross_scale.max_area, random)
-        second = inner._patchify({name: resample(images[name].to(full[name].dtype), windows) for name in full})
+        second = patches_of(self.config, {name: resample(images[name].to(full[name].dtype), windows) for name in full})
         return {name: torch.cat([full[name], second[name]]) for name in full}, windows
 
     def _tokens(
@@ -195,7 +192,7 @@ class CrossScaleFusMAE(nn.Module):
         hiding = _joined(*hidings)
         tokens = {}
         for name in names:
-            ids_BV = inner._visible_ids(name, hiding)
+            ids_BV = hiding.visible_ids(name)
             positions_BVD = inner.positions(ids_BV)
             if self.cross_scale.gsd_positions:
                 assert isinstance(inner.positions, FixedPositions)

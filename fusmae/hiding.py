@@ -35,6 +35,14 @@ class Hiding(NamedTuple):
     hidden_bands: dict[str, Tensor]
     """(B, C) bool: bands that are hidden everywhere."""
 
+    def visible_ids(self, name: str) -> Tensor:
+        """Patches (B, V) that the encoder sees of a modality, or (1, R) where their number varies."""
+        mask = self.masks[name]
+        if mask.ids_visible_BV is not None:
+            return mask.ids_visible_BV
+        assert self.packing is not None
+        return self.packing.patches[name][None] % mask.mask_BN.shape[1]
+
 
 def hide(
     config: FusMAEConfig, names: list[str], random: CounterRandom, *, training: bool, predict_all: bool = False
@@ -49,7 +57,13 @@ def hide(
         varying = sample_varying_masks(masking, config.num_patches, config.modality_names, random)
         masks = {name: varying.masks[name] for name in names}
         counts = varying.counts_BK[:, [config.modality_names.index(name) for name in names]]
-        packing = pack(masks, counts, global_token=config.global_token, decode_global_token=config.decode_global_token)
+        packing = pack(
+            masks,
+            counts,
+            global_token=config.global_token,
+            decode_global_token=config.decode_global_token,
+            decode_everything=config.decoder_fusion == "multimae",
+        )
         return Hiding({n: ModalityMask(None, None, mask) for n, mask in masks.items()}, None, packing, hidden_bands)
     drawn = sample_masks(masking, config.num_patches, config.modality_names, random)
     queries = {}

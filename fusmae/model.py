@@ -18,20 +18,17 @@ from fusmae.encoder import Encoder
 from fusmae.flops import forward_flops
 from fusmae.hiding import Hiding, hide, visible_contents
 from fusmae.initialise import initialise
+from fusmae.inputs import check_random, check_valid, patches_of
 from fusmae.losses import masked_mse
 from fusmae.masking import Masks
 from fusmae.patch import (
     PatchProjection,
-    PatchStatistics,
     denormalise_patches,
-    gather_patches,
     make_positions,
-    normalise_patches,
-    patch_statistics,
-    patchify,
     unpatchify,
 )
 from fusmae.random import CounterRandom
+from fusmae.targets import target_of, target_statistics
 
 _TABLES = ("table_ND", "source_embedding_SW")
 
@@ -87,8 +84,6 @@ class FusMAE(nn.Module):
     def __init__(self, config: FusMAEConfig) -> None:
         super().__init__()
         self.config = config
-        self._num_bands = {modality.name: len(modality.bands) for modality in config.modalities}
-        self._groups = {modality.name: modality.group_indices for modality in config.modalities}
         self.positions = make_positions(config.positions, config.grid, config.width)
         self.projections = nn.ModuleDict(
             {
@@ -118,21 +113,22 @@ class FusMAE(nn.Module):
             shuffle_visible: permute each sample's visible patches over their positions: what is left when the
                 model may use what it sees, but not where. For evaluation.
         """
-        patches = self._patchify(images)
-        valid = self._check_valid(valid or {}, patches)
+        patches = patches_of(self.config, images)
+        valid = valid or {}
+        check_valid(self.config, valid, patches)
         predictions, hiding = self._predict(patches, random, shuffle_visible)
         losses, targets, compared = {}, {}, {}
         for name, prediction_BQE in predictions.items():
             # The target is data: no gradient reaches the images through it.
             data_BNE = patches[name].detach()
-            targets[name], compared[name] = self._target(name, data_BNE, valid.get(name), hiding)
+            targets[name], compared[name] = target_of(self.config, name, data_BNE, valid.get(name), hiding)
             losses[name] = masked_mse(prediction_BQE, targets[name], compared[name])
         weighted = [self.config.loss_weight(name) * loss for name, loss in losses.items()]
         return FusMAEOutput(torch.stack(weighted).sum(), losses, predictions, targets, compared, hiding.masks)
 
     def encode(self, images: dict[str, Tensor]) -> EncoderOutput:
         """Latents of whole images of any subset of the modalities; nothing is hidden."""
-        patches = self._patchify(images)
+        patches = patches_of(self.config, images)
         tokens = {}
         for name, patches_BNE in patches.items():
             ids_BN = torch.arange(self.config.num_patches, device=patches_BNE.device)[None]
@@ -158,8 +154,9 @@ class FusMAE(nn.Module):
         are not predicted: the true ones are used, as in MAE's pictures.
         """
         size, patch_size = self.config.image_size, self.config.patch_size
-        patches = self._patchify(images)
-        valid = self._check_valid(valid or {}, patches)
+        patches = patches_of(self.config, images)
+        valid = valid or {}
+        check_valid(self.config, valid, patches)
         predictions, hiding = self._predict(patches, random, shuffle_visible, predict_all=True)
         filled, pixel_masks = {}, {}
         for name, patches_BNE in patches.items():
@@ -170,7 +167,8 @@ class FusMAE(nn.Module):
             else:
                 ids_BQE = hiding.queries[name][:, :, None].expand_as(prediction_BQE)
                 prediction_BNE = patches_BNE.scatter(1, ids_BQE, prediction_BQE)
-            if (statistics := self._statistics(name, patches_BNE, valid.get(name))) is not None:
+            statistics = target_statistics(self.config, name, patches_BNE, valid.get(name))
+            if statistics is not None:
                 prediction_BNE = denormalise_patches(prediction_BNE, statistics)
             filled_BNE = torch.where(mask_BN[:, :, None], prediction_BNE, patches_BNE)
             filled[name] = unpatchify(filled_BNE, patch_size, size, size)
@@ -200,15 +198,10 @@ class FusMAE(nn.Module):
     def _predict(
         self, patches: dict[str, Tensor], random: CounterRandom, shuffle_visible: bool, predict_all: bool = False
     ) -> tuple[dict[str, Tensor], Hiding]:
-        first = next(iter(patches.values()))
-        if random.batch_size != len(first) or random.position_B.device != first.device:
-            raise ValueError(
-                f"random numbers for {random.batch_size} samples on {random.position_B.device} do not fit"
-                f" {len(first)} images on {first.device}"
-            )
+        check_random(random, patches)
         hiding = hide(self.config, list(patches), random, training=self.training, predict_all=predict_all)
         contents = visible_contents(self.config, patches, hiding, random if shuffle_visible else None)
-        visible = {name: self._visible_ids(name, hiding) for name in patches}
+        visible = {name: hiding.visible_ids(name) for name in patches}
         tokens = {name: self.projections[name](contents[name], self.positions(visible[name])) for name in patches}
         if hiding.packing is not None:
             latents_1RD, global_BD = self.encoder.packed(torch.cat([*tokens.values()], dim=1), hiding.packing)
@@ -216,70 +209,3 @@ class FusMAE(nn.Module):
         latents, global_BD = self.encoder(tokens)
         assert hiding.queries is not None
         return self.decoder(latents, global_BD, visible, hiding.queries), hiding
-
-    def _visible_ids(self, name: str, hiding: Hiding) -> Tensor:
-        """(B, V), or (1, R) where their number varies."""
-        ids_BV = hiding.masks[name].ids_visible_BV
-        if ids_BV is not None:
-            return ids_BV
-        assert hiding.packing is not None
-        return hiding.packing.patches[name][None] % self.config.num_patches
-
-    def _target(
-        self, name: str, patches_BNE: Tensor, valid_BC: Tensor | None, hiding: Hiding
-    ) -> tuple[Tensor, Tensor | None]:
-        """What is to be predicted, (B, Q, E), and what of it is compared, (B, 1 or Q, C)."""
-        if hiding.queries is not None:
-            patches_BNE = gather_patches(patches_BNE, hiding.queries[name])
-            compared = None if valid_BC is None else valid_BC.bool()[:, None]
-        else:
-            mask_BN1 = hiding.masks[name].mask_BN[:, :, None]
-            num_bands = self._num_bands[name]
-            compared = mask_BN1.expand(-1, -1, num_bands) if valid_BC is None else mask_BN1 & valid_BC.bool()[:, None]
-        if (statistics := self._statistics(name, patches_BNE, valid_BC)) is not None:
-            patches_BNE = normalise_patches(patches_BNE, statistics)
-        return patches_BNE, compared
-
-    def _statistics(self, name: str, patches_BNE: Tensor, valid_BC: Tensor | None) -> PatchStatistics | None:
-        """What targets are relative to, if they are."""
-        if self.config.target_norm == "none":
-            return None
-        groups = self._groups[name] if self.config.target_norm == "per_band_group" else ()
-        return patch_statistics(patches_BNE, valid_BC, groups)
-
-    def _patchify(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Patches (B, N, E), float32 at least, of the given modalities in the order of the config."""
-        unknown = sorted(set(images) - set(self.config.modality_names))
-        if unknown or not images:
-            names = ", ".join(self.config.modality_names)
-            raise ValueError(f"images of {', '.join(unknown) or 'no modality'} were given; the model knows {names}")
-        size = self.config.image_size
-        batch = next(iter(images.values())).shape[0]
-        patches = {}
-        for modality in self.config.modalities:
-            if modality.name not in images:
-                continue
-            image_BCHW = images[modality.name]
-            if image_BCHW.shape != (batch, len(modality.bands), size, size):
-                raise ValueError(
-                    f"images of {modality.name} have shape {tuple(image_BCHW.shape)}; the model takes"
-                    f" ({batch}, {len(modality.bands)}, {size}, {size})"
-                )
-            dtype = torch.promote_types(image_BCHW.dtype, torch.float32)
-            patches[modality.name] = patchify(image_BCHW.to(dtype), self.config.patch_size)
-        return patches
-
-    def _check_valid(self, valid: dict[str, Tensor], patches: dict[str, Tensor]) -> dict[str, Tensor]:
-        if unknown := sorted(set(valid) - set(self.config.modality_names)):
-            names = ", ".join(self.config.modality_names)
-            raise ValueError(f"validity of {', '.join(unknown)} was given; the model knows {names}")
-        for modality in self.config.modalities:
-            if modality.name not in valid or modality.name not in patches:
-                continue
-            shape = tuple(valid[modality.name].shape)
-            if shape != (len(patches[modality.name]), len(modality.bands)):
-                raise ValueError(
-                    f"validity of {modality.name} has shape {shape}; it takes one row a sample and one of"
-                    f" {len(modality.bands)} columns a band"
-                )
-        return valid

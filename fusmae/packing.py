@@ -41,7 +41,7 @@ class Packing:
     decoder_crossings: dict[str, Crossing | None]
     """The same for the XAttnDecoder, which may see the global tokens: they lie behind all others."""
     everything: Crossing | None
-    """The patches of all samples, behind each other, attend to all of their sample's tokens."""
+    """The patches of all samples, behind each other, attend to all of their sample's tokens; None unless asked for."""
     to_samples: Tensor
     """int64: row of each token of the order by sample in the order by modality, the global tokens behind its end."""
     to_modalities: Tensor
@@ -60,9 +60,17 @@ class Packing:
 
 
 def pack(
-    masks: dict[str, Tensor], counts_BK: Tensor, *, global_token: bool, decode_global_token: bool = False
+    masks: dict[str, Tensor],
+    counts_BK: Tensor,
+    *,
+    global_token: bool,
+    decode_global_token: bool = False,
+    decode_everything: bool = False,
 ) -> Packing:
-    """The packing of the visible patches of (B, N) masks, true where hidden, with `counts_BK` of them (on the CPU)."""
+    """The packing of the visible patches of (B, N) masks, true where hidden, with `counts_BK` of them (on the CPU).
+
+    `decode_everything`: decoders first read the latents of all modalities.
+    """
     counts = counts_BK
     batch, num = counts.shape
     first_mask_BN = next(iter(masks.values()))
@@ -82,35 +90,36 @@ def pack(
     start = (seen.flatten().cumsum(0) - seen.flatten()).unflatten(0, seen.shape)  # the same by sample
     sizes = tuple(size for size in seen.sum(1).tolist() if size)
 
-    def crossing(own: int, others: list[int]) -> Crossing | None:
-        takes_part = (counts[:, own] > 0) & (lengths[:, others].sum(1) > 0)
-        queries = _ranges(first[takes_part, own], counts[takes_part, own])
-        return _crossing(queries - base[own], queries, counts[:, own], takes_part, others)
-
-    def _crossing(
-        own: Tensor, queries: Tensor, asking: Tensor, takes_part: Tensor, others: list[int]
-    ) -> Crossing | None:
+    def crossing(asking: Tensor, own: Tensor, first_own: int, others: list[int]) -> Crossing | None:
+        """Of samples with so many queries, numbered as `own` gives them."""
+        takes_part = (asking > 0) & (lengths[:, others].sum(1) > 0)
         if not takes_part.any():
             return None
         theirs = lengths[takes_part][:, others]
+        queries = _ranges(own[takes_part], asking[takes_part])
         keys = _ranges(first[takes_part][:, others].flatten(), theirs.flatten())
         segments = Segments(tuple(asking[takes_part].tolist()), tuple(theirs.sum(1).tolist()))
-        return Crossing(on_device(queries), on_device(own), on_device(keys), segments)
+        return Crossing(on_device(queries), on_device(queries - first_own), on_device(keys), segments)
 
-    def others_of(own: int) -> list[int]:
-        return [other for other in range(num) if other != own]
+    def crossings(rest: list[int]) -> dict[str, Crossing | None]:
+        found = {}
+        for own, name in enumerate(masks):
+            others = [other for other in range(num) if other != own]
+            found[name] = crossing(counts[:, own], first[:, own], int(base[own]), [*others, *rest])
+        return found
 
     rest = [num] if decode_global_token else []
-    all_tokens = [*range(num), *rest]
-    has_tokens = lengths[:, all_tokens].sum(1) > 0
-    grid = _ranges(has_tokens.nonzero()[:, 0] * num_patches, torch.full((int(has_tokens.sum()),), num_patches))
-    crossings = {name: crossing(i, others_of(i)) for i, name in enumerate(masks)}
+    between = crossings([])
+    everything = None
+    if decode_everything:
+        grids = torch.full((batch,), num_patches)
+        everything = crossing(grids, torch.arange(batch) * num_patches, 0, [*range(num), *rest])
     return Packing(
         parts={name: slice(int(base[i]), int(base[i] + totals[i])) for i, name in enumerate(masks)},
         patches={name: visible_numbers(mask_BN, int(totals[i])) for i, (name, mask_BN) in enumerate(masks.items())},
-        crossings=crossings,
-        decoder_crossings={n: crossing(i, [*others_of(i), *rest]) for i, n in enumerate(masks)} if rest else crossings,
-        everything=_crossing(grid, grid, torch.full((batch,), num_patches), has_tokens, all_tokens),
+        crossings=between,
+        decoder_crossings=crossings(rest) if rest else between,
+        everything=everything,
         to_samples=on_device(_ranges(first[:, : seen.shape[1]].flatten(), seen.flatten())),
         to_modalities=on_device(torch.cat([_ranges(start[:, i], counts[:, i]) for i in range(num)])),
         global_tokens=on_device(start[:, num] if global_token else torch.zeros(0, dtype=torch.int64)),

@@ -20,7 +20,7 @@ def build_adamw(model: Any, optim: OptimSettings, device: Any) -> Any:
 
     decayed: list[Any] = []
     plain: list[Any] = []
-    tables = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    tables: set[str] = getattr(model, "no_weight_decay", set)()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = sum(size > 1 for size in _shape(parameter)) > 1 and name not in tables

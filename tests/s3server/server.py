@@ -141,11 +141,27 @@ class S3Server:
         self.client().create_bucket(Bucket=name)
         return f"s3://{name}"
 
+    def keys(self, bucket: str, prefix: str = "") -> list[str]:
+        """Every key below a prefix, as the server lists them now."""
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+    def settled_keys(self, bucket: str, prefix: str = "", quiet_s: float = 0.5, timeout_s: float = 30) -> list[str]:
+        """The keys once they have stayed the same: the server goes on with the last requests of a killed client."""
+        end = time.monotonic() + timeout_s
+        before = self.keys(bucket, prefix)
+        while True:
+            time.sleep(quiet_s)
+            now = self.keys(bucket, prefix)
+            if now == before:
+                return now
+            assert time.monotonic() < end, f"the keys of {bucket} still change after {timeout_s} s"
+            before = now
+
     def objects(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
-        """Every object below a prefix, by its key without it."""
+        """Every object below a prefix, by its key without it; for a bucket to which nobody writes."""
         client = self.client()
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        keys = self.keys(bucket, prefix)
         return {key[len(prefix) :]: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
 
     def unfinished_uploads(self, bucket: str) -> list[str]:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fusmae import CounterRandom, FusMAEConfig, Modality
+from fusmae import CounterRandom, CrossScaleFusMAE, FusMAEConfig, Modality
 
 S1 = Modality(name="s1", bands=("VV", "VH"))
 S2 = Modality(name="s2", bands=("B02", "B03", "B04"), groups=(("B02", "B04"), ("B03",)))
@@ -129,3 +129,13 @@ def randomise():
         return module
 
     return change
+
+
+@pytest.fixture
+def two_scales(tiny, randomise):
+    """Makes a cross-scale model in float64 whose weights are all random."""
+
+    def make(scale=None, **changes):
+        return randomise(CrossScaleFusMAE(tiny(**changes), scale).double(), 0.1)
+
+    return make

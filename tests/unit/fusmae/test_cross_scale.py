@@ -12,25 +12,7 @@ from fusmae.cross_scale import SECOND_VIEW, CrossScaleFusMAE, contrast_loss
 from fusmae.cross_scale_config import CrossScaleConfig
 from fusmae.patch import unpatchify
 from fusmae.scale_view import Windows, draw_windows, resample
-
-VARIANTS = [
-    {},
-    {"encoder_fusion": "none", "decoder_fusion": "multimae", "decode_global_token": True},
-    {"encoder_fusion": "none", "decoder_fusion": "none", "global_token": False, "masking": "consistent"},
-    {"masking": "disjoint", "target_norm": "per_patch", "loss_weights": (1.0, 0.5)},
-    {"masking": "band_group", "target_norm": "per_band_group", "decode_global_token": True},
-    {"positions": "learned", "share_cross_attention": False},
-]
-
-
-@pytest.fixture
-def made(tiny, randomise):
-    """Makes a model in float64 whose weights are all random."""
-
-    def make(scale=None, **changes):
-        return randomise(CrossScaleFusMAE(tiny(**changes), scale).double(), 0.1)
-
-    return make
+from tests.unit.fusmae.two_scales import VARIANTS
 
 
 def by_grid_sample(x_BCSS, windows):
@@ -154,9 +136,9 @@ def test_a_marked_pixel_lands_in_the_same_place_of_every_modality(tiny, draw, mo
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_reconstruction_is_the_sum_of_that_of_both_views(made, images, draw, changes):
+def test_reconstruction_is_the_sum_of_that_of_both_views(two_scales, images, draw, changes):
     """The inner model by itself on the image and on the window that torch's own functions cut."""
-    model, random = made(**changes), draw(range(3))
+    model, random = two_scales(**changes), draw(range(3))
     batch = images(model.config, 3, torch.float64)
     valid = {"s2": torch.tensor([[True, False, True], [True] * 3, [False] * 3])}
     out = model(batch, random, valid)
@@ -177,8 +159,8 @@ def test_reconstruction_is_the_sum_of_that_of_both_views(made, images, draw, cha
     torch.testing.assert_close(out.loss, expected, rtol=0, atol=1e-10)
 
 
-def test_one_window_for_the_whole_batch_is_another_loss(made, images, draw, monkeypatch):
-    model = made()
+def test_one_window_for_the_whole_batch_is_another_loss(two_scales, images, draw, monkeypatch):
+    model = two_scales()
     batch = images(model.config, 3, torch.float64)
     own = model(batch, draw(range(3)))
 
@@ -194,8 +176,8 @@ def test_one_window_for_the_whole_batch_is_another_loss(made, images, draw, monk
 
 @pytest.mark.parametrize("changes", VARIANTS[:3], ids=str)
 @pytest.mark.parametrize("temperature", [0.5, 0.07])
-def test_contrast_is_nt_xent_of_the_mean_latents(made, images, draw, changes, temperature):
-    model = made(CrossScaleConfig(temperature=temperature), **changes)
+def test_contrast_is_nt_xent_of_the_mean_latents(two_scales, images, draw, changes, temperature):
+    model = two_scales(CrossScaleConfig(temperature=temperature), **changes)
     seen = watch(model)
     out = model(images(model.config, 4, torch.float64), draw(range(4)))
     expected = nt_xent(*pooled(seen), temperature)
@@ -214,8 +196,8 @@ def test_contrast_is_least_where_views_agree_and_finite_for_a_single_sample():
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_prediction_is_that_of_the_full_view_s_tokens_in_the_window(made, images, draw, oracle, changes):
-    model, random = made(**changes), draw(range(3))
+def test_prediction_is_that_of_the_full_view_s_tokens_in_the_window(two_scales, images, draw, oracle, changes):
+    model, random = two_scales(**changes), draw(range(3))
     batch, seen = images(model.config, 3, torch.float64), watch(model)
     out = model(batch, random)
     _, windows = views_of(model, batch, random)
@@ -225,16 +207,16 @@ def test_prediction_is_that_of_the_full_view_s_tokens_in_the_window(made, images
     assert abs(by_index - expected) > 1e-3 * expected  # the released code's
 
 
-def test_without_a_window_prediction_is_by_index(made, images, draw, oracle):
-    model = made(CrossScaleConfig(min_area=1.0, max_area=1.0))
+def test_without_a_window_prediction_is_by_index(two_scales, images, draw, oracle):
+    model = two_scales(CrossScaleConfig(min_area=1.0, max_area=1.0))
     seen = watch(model)
     out = model(images(model.config, 3, torch.float64), draw(range(3)))
     by_index = cross_prediction(model, seen, out, None, oracle, target=lambda map_BFSS: map_BFSS)
     torch.testing.assert_close(out.losses["prediction"], by_index, rtol=0, atol=1e-11)
 
 
-def test_the_full_view_s_tokens_get_no_gradient_from_being_predicted(made, images, draw, oracle):
-    model, random = made(), draw(range(3))
+def test_the_full_view_s_tokens_get_no_gradient_from_being_predicted(two_scales, images, draw, oracle):
+    model, random = two_scales(), draw(range(3))
     batch, seen = images(model.config, 3, torch.float64), watch(model)
     out = model(batch, random)
     _, windows = views_of(model, batch, random)
@@ -245,8 +227,8 @@ def test_the_full_view_s_tokens_get_no_gradient_from_being_predicted(made, image
         assert torch.autograd.grad(flowing, seen[name], retain_graph=True)[0].chunk(2)[0].any()
 
 
-def test_a_modality_that_a_sample_lacks_is_not_predicted(made, images, draw):
-    model = made()
+def test_a_modality_that_a_sample_lacks_is_not_predicted(two_scales, images, draw):
+    model = two_scales()
     batch, seen = images(model.config, 3, torch.float64), watch(model)
     valid = {"s1": torch.tensor([[True, True], [False, False], [False, True]])}
     out = model(batch, draw(range(3)), valid)
@@ -255,8 +237,8 @@ def test_a_modality_that_a_sample_lacks_is_not_predicted(made, images, draw):
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (2.0, 0.5)])
-def test_the_weights_weigh(made, images, draw, weights):
-    model = made(CrossScaleConfig(contrast_weight=weights[0], prediction_weight=weights[1]))
+def test_the_weights_weigh(two_scales, images, draw, weights):
+    model = two_scales(CrossScaleConfig(contrast_weight=weights[0], prediction_weight=weights[1]))
     losses = (out := model(images(model.config, 3, torch.float64), draw(range(3)))).losses
     expected = losses["s1"] + losses["s2"] + weights[0] * losses["contrast"] + weights[1] * losses["prediction"]
     torch.testing.assert_close(out.loss, expected, rtol=0, atol=1e-12)
@@ -292,8 +274,8 @@ def gradients(model, loss):
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_loss_and_gradient_do_not_depend_on_how_a_global_batch_is_cut(made, images, draw, num_ranks):
-    model = made()
+def test_loss_and_gradient_do_not_depend_on_how_a_global_batch_is_cut(two_scales, images, draw, num_ranks):
+    model = two_scales()
     batch = images(model.config, 6, torch.float64)
     whole = model(batch, draw(range(6)))
     parts = on_ranks(model, batch, draw, num_ranks)
@@ -305,8 +287,8 @@ def test_loss_and_gradient_do_not_depend_on_how_a_global_batch_is_cut(made, imag
         torch.testing.assert_close(cut, uncut, rtol=0, atol=1e-10)
 
 
-def test_negatives_of_one_rank_only_or_without_their_gradient_are_another_training(made, images, draw):
-    model = made()
+def test_negatives_of_one_rank_only_or_without_their_gradient_are_another_training(two_scales, images, draw):
+    model = two_scales()
     batch = images(model.config, 4, torch.float64)
     whole = model(batch, draw(range(4))).losses["contrast"]
     local = [model({n: x[i : i + 2] for n, x in batch.items()}, draw([i, i + 1])).losses["contrast"] for i in (0, 2)]
@@ -334,8 +316,10 @@ def test_gathered_rows_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_nothing_leaks_from_masked_pixels_of_a_view_into_its_predictions(made, images, draw, monkeypatch, changes):
-    model, cut = made(CrossScaleConfig(gsd_positions="positions" not in changes), **changes), []
+def test_nothing_leaks_from_masked_pixels_into_predictions_of_their_view(
+    two_scales, images, draw, monkeypatch, changes
+):
+    model, cut = two_scales(CrossScaleConfig(gsd_positions="positions" not in changes), **changes), []
     monkeypatch.setattr(module, "resample", lambda *inputs: cut.append(resample(*inputs)) or cut[-1])
     batch = {name: image.requires_grad_() for name, image in images(model.config, 3, torch.float64).items()}
     out = model(batch, draw(range(3)))
@@ -350,8 +334,8 @@ def test_nothing_leaks_from_masked_pixels_of_a_view_into_its_predictions(made, i
             assert (gradient[~hidden] != 0).double().mean() > (0.3 if changes.get("masking") == "band_group" else 0.99)
 
 
-def test_the_views_do_not_see_each_other(made, images, draw):
-    model = made()
+def test_the_views_do_not_see_each_other(two_scales, images, draw):
+    model = two_scales()
     batch = images(model.config, 3, torch.float64)
     out, alone = model(batch, draw(range(3))), model.fusmae(batch, draw(range(3)))
     for name in batch:

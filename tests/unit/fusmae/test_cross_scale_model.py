@@ -9,25 +9,7 @@ from fusmae.cross_scale import CrossScaleFusMAE, inner_weights
 from fusmae.cross_scale_config import CrossScaleConfig
 from fusmae.patch import sincos_positions
 from fusmae.scale_view import draw_windows, resample, scaled_positions
-
-VARIANTS = [
-    {},
-    {"encoder_fusion": "none", "decoder_fusion": "multimae", "decode_global_token": True},
-    {"encoder_fusion": "none", "decoder_fusion": "none", "global_token": False, "masking": "consistent"},
-    {"masking": "disjoint", "target_norm": "per_patch", "loss_weights": (1.0, 0.5)},
-    {"masking": "band_group", "target_norm": "per_band_group", "decode_global_token": True},
-    {"positions": "learned", "share_cross_attention": False},
-]
-
-
-@pytest.fixture
-def made(tiny, randomise):
-    """Makes a model in float64 whose weights are all random."""
-
-    def make(scale=None, **changes):
-        return randomise(CrossScaleFusMAE(tiny(**changes), scale).double(), 0.1)
-
-    return make
+from tests.unit.fusmae.two_scales import VARIANTS
 
 
 def test_gsd_positions_are_the_formula_and_the_usual_ones_at_full_size():
@@ -41,8 +23,8 @@ def test_gsd_positions_are_the_formula_and_the_usual_ones_at_full_size():
             torch.testing.assert_close(scaled[sample, patch, [8 * half + i, 8 * half + 4 + i]], expected)
 
 
-def test_gsd_positions_are_those_of_the_second_view_alone_and_off_by_default(made, images, draw):
-    plain, scaled = made(), made(CrossScaleConfig(gsd_positions=True))
+def test_gsd_positions_are_those_of_the_second_view_alone_and_off_by_default(two_scales, images, draw):
+    plain, scaled = two_scales(), two_scales(CrossScaleConfig(gsd_positions=True))
     scaled.load_state_dict(plain.state_dict())
     batch, seen = images(plain.config, 3, torch.float64), []
     for model in (plain, scaled):
@@ -108,8 +90,8 @@ def test_bfloat16_is_finite_and_close(tiny, images, draw):
 
 
 @pytest.mark.parametrize("name", ["s1", "s2"])
-def test_a_missing_modality_is_no_obstacle(made, images, draw, name):
-    model = made()
+def test_a_missing_modality_is_no_obstacle(two_scales, images, draw, name):
+    model = two_scales()
     out = model({name: images(model.config, 3, torch.float64)[name]}, draw(range(3)))
     out.loss.backward()
     assert out.loss.isfinite() and list(out.losses) == [name, "contrast", "prediction"]
@@ -150,8 +132,8 @@ def test_evaluation_uses_the_inner_model_alone(tiny, images, draw):
         inner_weights(inner.state_dict())
 
 
-def test_shuffling_moves_contents_of_both_views(made, images, draw):
-    model = made()
+def test_shuffling_moves_contents_of_both_views(two_scales, images, draw):
+    model = two_scales()
     batch = images(model.config, 3, torch.float64)
     plain, shuffled = model(batch, draw(range(3))), model(batch, draw(range(3)), shuffle_visible=True)
     for name in batch:
