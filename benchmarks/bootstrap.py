@@ -34,7 +34,7 @@ def draw_resamples(num_samples: int, num_resamples: int, seed: int) -> NDArray[n
 
 
 def resampled_precision(scores_NC: Floats, labels_NC: NDArray[np.bool_], counts_RN: NDArray[np.int64]) -> Resampled:
-    """Micro and macro average precision of each resample, as `pipeline.linear.average_precision` has them."""
+    """Micro and macro average precision of each resample, as `pipeline.scores.average_precision` has them."""
     num_classes = scores_NC.shape[1]
     micro = _precision(scores_NC.ravel(), labels_NC.ravel(), np.repeat(counts_RN, num_classes, axis=1))
     classes = [_precision(scores_NC[:, i], labels_NC[:, i], counts_RN) for i in range(num_classes)]

@@ -12,10 +12,10 @@ from benchmarks.gpu_rows import Bench, measure_step
 from benchmarks.model_contenders import make_ours
 from benchmarks.stream_report import Entry
 from fusmae import FusMAEConfig
-from pipeline.config import EngineSettings, RunSettings, Settings, TrainSettings
 from pipeline.data_settings import DataSettings
 from pipeline.distributed import free_port, join, leave
 from pipeline.engine import build_engine, import_deepspeed
+from pipeline.settings import EngineSettings, RunSettings, Settings, TrainSettings
 
 
 class Kind(NamedTuple):

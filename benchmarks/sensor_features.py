@@ -31,7 +31,7 @@ def collect(frozen: Any, split: str, batch_size: int = 64) -> SensorFeatures:
     """Features of every sample of `split` with labels and a band of both sensors; DataError when there is none."""
     import torch
 
-    from pipeline.linear import colour_statistics
+    from pipeline.features import colour_statistics
 
     encoder: dict[str, list[Any]] = {name: [] for name in INPUTS}
     statistics: dict[str, list[Any]] = {name: [] for name in INPUTS}

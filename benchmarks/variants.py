@@ -255,14 +255,15 @@ def _untrained(plan: Plan, seed: int) -> dict[str, SensorFeatures]:
 
 def _read(study: Study, plan: Plan, name: str, splits: dict[str, SensorFeatures], of: str = "encoder") -> None:
     """Add the scores that a linear probe and kNN give the test samples, for each input."""
-    from pipeline.linear import ProbeSettings, fit, standardise
+    from pipeline.features import standardise
+    from pipeline.linear import ProbeSettings, score_probe
     from pipeline.neighbours import neighbour_scores
 
     labels = splits["train"].labels
     for given in INPUTS:
         train, test = standardise(*(getattr(splits[split], of)[given] for split in ("train", "test")))
-        weight, bias = fit(train, labels, ProbeSettings(epochs=plan.probe_epochs))
-        study.add(name, given, "linear", (test @ weight.T + bias).double().numpy())
+        probed = score_probe(train, test, labels, ProbeSettings(epochs=plan.probe_epochs))
+        study.add(name, given, "linear", probed.double().numpy())
         study.add(name, given, "kNN", neighbour_scores(train, test, labels, plan.neighbours).double().numpy())
 
 

@@ -259,6 +259,11 @@ class FusMAEConfig:
         for field, off in (("encoder_fusion", self.encoder_fusion), ("decoder_fusion", self.decoder_fusion)):
             if len(names) == 1 and off != "none":
                 raise ValueError(f"{field} '{off}' needs two modalities, there is only {names[0]}; write none")
+        if self.encoder_fusion != "xae" and not self.share_cross_attention:
+            raise ValueError(
+                f"share_cross_attention false has no effect under encoder_fusion '{self.encoder_fusion}', which has no"
+                " cross-attention; write true, or encoder_fusion: xae"
+            )
         weights = self.loss_weights
         if weights and len(weights) != len(names):
             raise ValueError(f"{len(weights)} loss_weights do not fit {len(names)} modalities: {', '.join(names)}")
@@ -269,6 +274,16 @@ class FusMAEConfig:
         for field in ("modality_mask_ratio", "modality_dropout"):
             if not 0 <= (value := getattr(self, field)) <= 1:
                 raise ValueError(f"{field} {value} must lie between 0 and 1")
+        if self.masking != "modality" and self.modality_mask_ratio != (default := FusMAEConfig.modality_mask_ratio):
+            raise ValueError(
+                f"modality_mask_ratio {self.modality_mask_ratio} has no effect under masking '{self.masking}';"
+                f" write {default}, or masking: modality"
+            )
+        if self.masking == "modality" and not self.modality_mask_ratio:
+            raise ValueError(
+                f"modality_mask_ratio {self.modality_mask_ratio} hides no modality under masking 'modality';"
+                " write more, or masking: independent"
+            )
         num, visible = len(self.modalities), self.num_visible
         if self.masking in ("disjoint", "modality") and num > self.num_patches:
             raise ValueError(
@@ -277,7 +292,7 @@ class FusMAEConfig:
             )
         if self.target_norm == "per_band_group" and all(len(modality.groups) < 2 for modality in self.modalities):
             raise ValueError("target_norm 'per_band_group' needs a modality with two groups of bands; write its groups")
-        if self.masking in ("modality", "union", "dirichlet", "disjoint") and num < 2:
+        if self.masking in ("modality", "union", "dirichlet", "disjoint", "consistent") and num < 2:
             raise ValueError(f"masking '{self.masking}' needs two modalities; write independent")
         if self.modality_dropout and num < 2:
             raise ValueError(f"modality_dropout {self.modality_dropout} needs two modalities; write 0")

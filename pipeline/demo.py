@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.command import run_command
-from pipeline.config import Settings, load_settings
+from pipeline.config import load_settings
 from pipeline.errors import FusMAEError
 from pipeline.metrics import read_lines
 from pipeline.report import LossFall, loss_fall
 from pipeline.samples import DEMO_WHEELS, fetch_samples
+from pipeline.settings import Settings
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CONFIG: Final = ROOT / "configs" / "demo.yaml"

@@ -14,9 +14,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from pipeline.config import Settings
 from pipeline.errors import CheckpointError
 from pipeline.optimiser import build_adamw
+from pipeline.settings import Settings
 
 _TAG = "engine"
 

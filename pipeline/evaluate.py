@@ -19,6 +19,7 @@ from pipeline.data_settings import DataSettings
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.linear import ProbeSettings, probe
 from pipeline.metrics import write_whole
+from pipeline.neighbours import KnnSettings, knn
 from pipeline.reconstruction import ReconstructionSettings, measure, store_pictures
 
 _DATA_KEYS = ("url", "threads", "cache_gib", "cache_dir", "cache_dir_gib", "client", "verify_checksums", "upsample")
@@ -35,6 +36,8 @@ class EvaluationSettings:
     """The run's own, unless overridden; data.url gives another data set."""
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     """Of `linear`."""
+    knn: KnnSettings = field(default_factory=KnnSettings)
+    """Of `knn`."""
     reconstruction: ReconstructionSettings = field(default_factory=ReconstructionSettings)
     """Of `reconstruction`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -82,7 +85,7 @@ def resolve_settings(run_dir_or_checkpoint: str, overrides: list[str]) -> Evalua
 
 
 def _known_keys() -> list[str]:
-    groups = {"probe": ProbeSettings, "reconstruction": ReconstructionSettings}
+    groups = {"probe": ProbeSettings, "knn": KnnSettings, "reconstruction": ReconstructionSettings}
     own = [f"{group}.{f.name}" for group, cls in groups.items() for f in fields(cls)]
     return [f"data.{name}" for name in _DATA_KEYS] + own + ["device"]
 
@@ -91,6 +94,12 @@ def evaluate_linear(frozen: Any, settings: EvaluationSettings, folder: Path) -> 
     """The linear probe; see `pipeline.linear`."""
     del folder
     return {"settings": to_dict(settings.probe)} | probe(frozen, settings.probe)
+
+
+def evaluate_knn(frozen: Any, settings: EvaluationSettings, folder: Path) -> dict[str, Any]:
+    """kNN; see `pipeline.neighbours`."""
+    del folder
+    return {"settings": to_dict(settings.knn)} | knn(frozen, settings.knn)
 
 
 def evaluate_reconstruction(frozen: Any, settings: EvaluationSettings, folder: Path) -> dict[str, Any]:
@@ -102,9 +111,18 @@ def evaluate_reconstruction(frozen: Any, settings: EvaluationSettings, folder: P
 
 def linear_table(result: dict[str, Any]) -> list[str]:
     """The probe's figures for the terminal."""
+    return _label_table("linear probe", result)
+
+
+def knn_table(result: dict[str, Any]) -> list[str]:
+    """The figures of kNN for the terminal."""
+    return _label_table(f"kNN ({result['settings']['neighbours']} neighbours)", result)
+
+
+def _label_table(method: str, result: dict[str, Any]) -> list[str]:
     splits = result["splits"]
     lines = [
-        f"linear probe at step {result['step']}: {splits['train']['samples']} samples of "
+        f"{method} at step {result['step']}: {splits['train']['samples']} samples of "
         f"'{splits['train']['split']}', scored on {splits['test']['samples']} of '{splits['test']['split']}', "
         f"{result['classes']} classes",
         f"{'input':<10} {'features':<28} {'micro AP':>8} {'macro AP':>8}",
@@ -152,6 +170,7 @@ def reconstruction_table(result: dict[str, Any]) -> list[str]:
 Evaluation = Callable[[Any, EvaluationSettings, Path], dict[str, Any]]
 _EVALUATIONS: dict[str, tuple[Evaluation, Callable[[dict[str, Any]], list[str]]]] = {
     "linear": (evaluate_linear, linear_table),
+    "knn": (evaluate_knn, knn_table),
     "reconstruction": (evaluate_reconstruction, reconstruction_table),
 }
 
@@ -187,7 +206,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "evaluation",
         choices=list(_EVALUATIONS),
-        help="linear: multi-label probe on frozen features. reconstruction: masked-patch loss against baselines",
+        help="linear: multi-label probe on frozen features. knn: labels of the nearest training samples, nothing "
+        "trained. reconstruction: masked-patch loss against baselines",
     )
     parser.add_argument("run", metavar="RUN_DIR_OR_CHECKPOINT", help="run folder, or its checkpoints/step-*")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="such as probe.epochs=50")

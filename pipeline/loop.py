@@ -5,14 +5,17 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline import checkpoint
-from pipeline.config import Settings
 from pipeline.distributed import Ranks
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StorageError
 from pipeline.optimiser import learning_rate
 from pipeline.run_folder import say_outcome
 from pipeline.session import Session, TrainState, describe, open_session
-from pipeline.stop import StopRequest
+from pipeline.settings import Settings
+from pipeline.stop import Reason, StopRequest
 
+_OUTCOMES = {Reason.SIGNAL: "saved", Reason.STOP_FILE: "stopped", Reason.INTERRUPT: "interrupted"}
+MAX_FAILED_SAVES = 3
+"""Saves in a row that could not be written at which the run stops; those before are told, and the run goes on."""
 MAX_SKIPPED = 3
 """Steps skipped for a non-finite gradient, since a log line without any, at which the run stops."""
 
@@ -20,13 +23,14 @@ MAX_SKIPPED = 3
 def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
     """Train as `settings` say, from the newest good checkpoint in `run.dir` if there is one.
 
-    Returns the outcome, the same on every rank: `done`, `saved` after a stop signal, or `interrupted` after Ctrl-C.
+    Returns the outcome, the same on every rank: `done`, `saved` after a stop signal, `stopped` after the file STOP, or
+    `interrupted` after Ctrl-C.
     """
     with open_session(settings, ranks, stop) as session:
         num_steps, every = settings.train.steps, settings.checkpoint.every
-        state, reason = session.state, None
+        state, reason, is_stopping = session.state, None, False
         batches = iter(session.stream)
-        while state.step < num_steps and reason is None:
+        while state.step < num_steps and not is_stopping:
             waited = time.perf_counter()
             batch = next(batches)
             session.progress.count(time.perf_counter() - waited)
@@ -45,12 +49,13 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
             if state.step % settings.log.every == 0 or state.step == num_steps:
                 _report(session, state.step, outputs, lr)
             reason = stop.agreed()
+            is_stopping = reason is not None and reason.stops
             if state.step % every == 0 or state.step == num_steps or reason:
-                _save(session, state)
+                _save(session, state, must_succeed=is_stopping or state.step == num_steps)
+            if reason:
+                stop.honoured(reason)
 
-        outcome = (
-            "done" if state.step >= num_steps else {"stop signal": "saved", "interrupt": "interrupted"}[reason or ""]
-        )
+        outcome = "done" if state.step >= num_steps or reason is None else _OUTCOMES[reason]
         _say_end(session, state, outcome)
     return outcome
 
@@ -71,12 +76,24 @@ def _report(session: Session, step: int, outputs: list[Any], lr: float) -> None:
         )
 
 
-def _save(session: Session, state: TrainState) -> None:
+def _save(session: Session, state: TrainState, must_succeed: bool) -> None:
     began = time.perf_counter()
     about = describe(session.settings, session.stream)
-    path = checkpoint.save(session.checkpoints, state.step, session.engine, asdict(state), about, session.group)
+    try:
+        path = checkpoint.save(session.checkpoints, state.step, session.engine, asdict(state), about, session.group)
+    except StorageError as error:
+        session.progress.exclude(time.perf_counter() - began)
+        session.failed_saves += 1
+        session.log.event("save_failed", state.step, reason=str(error))
+        if must_succeed or session.failed_saves >= MAX_FAILED_SAVES:
+            raise StorageError(f"{error} and run the same command again") from error
+        session.progress.say(
+            f"warning: {error}; the run goes on without, failed save {session.failed_saves} of {MAX_FAILED_SAVES}"
+        )
+        return
+    session.failed_saves = 0
     if session.ranks.is_first:
-        checkpoint.retain(session.checkpoints, session.settings.checkpoint.keep)
+        checkpoint.retain(session.checkpoints, session.settings.checkpoint.keep, session.settings.checkpoint.keep_every)
     seconds = time.perf_counter() - began
     session.progress.exclude(seconds)
     session.log.event("checkpoint", state.step, seconds=round(seconds, 3))
@@ -86,6 +103,12 @@ def _save(session: Session, state: TrainState) -> None:
 def _say_end(session: Session, state: TrainState, outcome: str) -> None:
     session.log.event("done" if outcome == "done" else "stop", state.step, outcome=outcome)
     if session.ranks.is_first:
-        say_outcome(session.checkpoints.parent, "done" if outcome == "done" else "saved", state.step)
-    words = {"done": "done", "saved": "stopped as asked, saved", "interrupted": "interrupted, saved"}[outcome]
+        said = outcome if outcome in ("done", "stopped") else "saved"
+        say_outcome(session.checkpoints.parent, said, state.step)
+    words = {
+        "done": "done",
+        "saved": "stopped as asked, saved",
+        "stopped": "stopped by the file STOP, saved",
+        "interrupted": "interrupted, saved",
+    }[outcome]
     session.progress.say(f"{words} at step {state.step} of {session.settings.train.steps}")

@@ -3,27 +3,72 @@
 Shape legend: N training and M test samples, D width, C classes, K neighbours.
 """
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import ConfigError
+from pipeline.features import score_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NUM_NEIGHBOURS: Final = 20
+    from pipeline.frozen import FrozenModel
+
 _ROWS: Final = 1024
 """Test samples compared at a time: all against a large training split would not fit into memory."""
 _LEAST: Final = 1e-6
 """Weight of a neighbour that is not similar at all. Where all are such, each then counts the same."""
 
 
-def neighbour_scores(
-    train_ND: "Tensor", test_MD: "Tensor", labels_NC: "Tensor", num_neighbours: int = NUM_NEIGHBOURS
-) -> "Tensor":
+@dataclass(frozen=True, kw_only=True)
+class KnnSettings:
+    """Whose labels are asked, and how many."""
+
+    neighbours: int = 20
+    """Training samples that vote on a test sample's labels."""
+    batch_size: int = 128
+    """Samples of one forward pass."""
+    train_split: str = "train"
+    """Split whose samples vote."""
+    test_split: str = "test"
+    """Split that is scored."""
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1 or self.batch_size < 1:
+            raise ConfigError(
+                f"knn.neighbours = {self.neighbours} and knn.batch_size = {self.batch_size} must be at least 1"
+            )
+
+
+def knn(frozen: "FrozenModel", settings: KnnSettings) -> dict[str, Any]:
+    """The figures of kNN for each set of modalities; see `pipeline.features.score_inputs`.
+
+    Raises ConfigError when more neighbours are asked for than there are training samples.
+    """
+
+    def scorer(train_ND: "Tensor", test_MD: "Tensor", labels_NC: "Tensor") -> "Tensor":
+        if settings.neighbours > len(train_ND):
+            raise ConfigError(
+                f"knn.neighbours = {settings.neighbours} is more than the {len(train_ND)} labelled samples of "
+                f"'{settings.train_split}'; write knn.neighbours={len(train_ND)} or less"
+            )
+        train_ND, test_MD, labels_NC = (tensor.to(frozen.device) for tensor in (train_ND, test_MD, labels_NC))
+        return neighbour_scores(train_ND, test_MD, labels_NC, settings.neighbours).cpu()
+
+    return score_inputs(
+        frozen,
+        scorer,
+        train_split=settings.train_split,
+        test_split=settings.test_split,
+        batch_size=settings.batch_size,
+    )
+
+
+def neighbour_scores(train_ND: "Tensor", test_MD: "Tensor", labels_NC: "Tensor", num_neighbours: int) -> "Tensor":
     """Scores (M, C) from 0 to 1: of the K training samples of largest cosine, the share that has the class.
 
     A neighbour's weight is its cosine, that of an opposite one is nearly 0. Features count as they come: where all
-    have a large part in common, take it off before (`pipeline.linear.standardise`). Raises ConfigError unless there
+    have a large part in common, take it off before (`pipeline.features.standardise`). Raises ConfigError unless there
     are K training samples.
     """
     import torch

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from pipeline.config import OptimSettings
+from pipeline.settings import OptimSettings
 
 
 def learning_rate(step: int, num_steps: int, optim: OptimSettings) -> float:

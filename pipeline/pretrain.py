@@ -7,11 +7,12 @@ import traceback
 from dataclasses import replace
 
 from pipeline.command import end_process, exit_code, run_rank_command
-from pipeline.config import Settings, load_settings, lookup, micro_batches, model_config, with_model
+from pipeline.config import load_settings, lookup, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, ranks_from, say_lost_ranks
 from pipeline.errors import ConfigError
 from pipeline.launch import count_processes, follow_launcher, start_ranks
 from pipeline.run_folder import check_resumable
+from pipeline.settings import Settings
 from pipeline.stop import StopRequest
 
 _EPILOG = """\

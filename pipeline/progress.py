@@ -4,10 +4,10 @@ import math
 import time
 from typing import Any
 
-from pipeline.config import Settings
 from pipeline.distributed import Ranks
 from pipeline.errors import DataError
 from pipeline.metrics import RunLog
+from pipeline.settings import Settings
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 """Dense bf16 peak of a GPU by a part of its name (vendor's data sheets); MFU is null for others and for CPUs."""

@@ -95,6 +95,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         reconstruction=reconstruction,
         pictures=describe_pictures(run_dir / "evaluation" / "reconstructions.npz"),
         probe=_read_json(run_dir / "evaluation" / "linear.json"),
+        knn=_read_json(run_dir / "evaluation" / "knn.json"),
         events=events,
         event_titles=_EVENT_TITLES,
     )

@@ -10,9 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Settings, dump_settings, load_settings, to_dict
+from pipeline.config import dump_settings, load_settings, to_dict
 from pipeline.errors import ConfigError, StorageError
 from pipeline.metrics import write_whole
+from pipeline.settings import Settings
 from sharding.lock import hold
 
 CONFIG_NAME = "config.yaml"
@@ -93,7 +94,9 @@ def record(settings: Settings, fingerprint: str, about: dict[str, Any]) -> None:
 
 
 def say_outcome(run_dir: Path, outcome: str, step: int | None) -> None:
-    """Leave word for whoever started the run: done, saved, failed or fatal (not worth another try).
+    """Leave word for whoever started the run: done, saved, stopped (by a person, for good), failed, or fatal.
+
+    After `saved` and `failed` another try is worthwhile.
 
     The attempt tells a job's word from the word that an earlier one left in the same folder.
     """

@@ -10,13 +10,14 @@ from typing import Any
 from typing_extensions import override
 
 from pipeline import checkpoint, run_folder, universal
-from pipeline.config import Settings, cross_scale_config, micro_batches, model_config, with_model
+from pipeline.config import cross_scale_config, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, all_agree, choose_device, join, leave
 from pipeline.engine import Engine, build_engine, import_deepspeed
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.metrics import RunLog
 from pipeline.pretrained import start_all_from
 from pipeline.progress import Progress
+from pipeline.settings import Settings
 from pipeline.stop import StopRequest
 from pipeline.stream.exact import ExactStream, Stream, StreamConfig
 from pipeline.stream.mixture import MixtureConfig, MixtureStream
@@ -32,7 +33,7 @@ class TrainState:
     """Position in the data, the same on every rank (`Stream.state_dict`)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Session:
     """One process's share of a run."""
 
@@ -52,6 +53,8 @@ class Session:
     """Where to start."""
     log: RunLog
     progress: Progress
+    failed_saves: int = 0
+    """Saves in a row that could not be written."""
 
     @property
     def checkpoints(self) -> Path:
@@ -71,6 +74,8 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         # After an error the others may be in a collective, and unwinding the group would wait for them.
         stack.push(lambda kind, _error, _trace: None if kind else leave())
         stop.connect(group)
+        if ranks.is_first:
+            stop.watch(Path(settings.run.dir))
         stack.push(lambda kind, _error, _trace: None if kind else stop.finish())
 
         run_dir = Path(settings.run.dir)

@@ -16,12 +16,12 @@ from pipeline.errors import CheckpointError
 _TAG = "engine"
 
 
-def convert(found: Found) -> Path:
-    """Convert `found` beside itself and return the folder to load; on one rank, while the others wait.
+def convert(found: Found, out: Path | None = None) -> Path:
+    """Convert `found` beside itself, or into `out`, and return the folder; on one rank, while the others wait.
 
     Raises CheckpointError with the converter's last words.
     """
-    target = found.path.parent / f".universal-{found.step:08d}"
+    target = out or converted(found).path
     shutil.rmtree(target, ignore_errors=True)
     done = subprocess.run(
         [
@@ -35,6 +35,7 @@ def convert(found: Found) -> Path:
         check=False,
     )
     if done.returncode != 0:
+        shutil.rmtree(target, ignore_errors=True)
         words = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise CheckpointError(
             f"{found.path}, saved by {found.world_size} ranks, could not be converted for another number: {words}"

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import WEIGHTS_NAME, committed, defect, read_manifest
-from pipeline.config import Settings, cross_scale_config, load_settings, model_config
+from pipeline.config import cross_scale_config, load_settings, model_config
 from pipeline.errors import CheckpointError
+from pipeline.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@
 #
 # In RUN_DIR: attempts/JOB-RESTART.tsv, one file an attempt, written when it begins ("interrupted") and again
 # when it ends, so that a kill at any moment leaves a true record; attempts.tsv is all of them, in order.
-# The trainer says how it ended in outcome.json, {"outcome": "done|saved|failed|fatal", "step": N, "attempt":
+# The trainer says how it ended in outcome.json, {"outcome": "done|saved|stopped|failed|fatal", "step": N, "attempt":
 # "JOB.RESTART"}; srun's exit code does not tell: it is the highest of all ranks, and that of a rank which srun
 # ended (143) hides the one that mattered.
 
@@ -98,6 +98,7 @@ attempt_end() {
     case ${outcome:-none-$rc} in
         "done") attempt_stop 0 "done" "finished" ;;
         saved) attempt_again saved ;;
+        stopped) attempt_stop 0 stopped "stopped by the file STOP; submit the same command to go on" ;;
         fatal | none-2) attempt_stop 2 fatal "the command or its settings cannot work; not tried again" ;;
         none-0) attempt_stop 1 unknown "the ranks ended well but left no outcome in $run_dir; not tried again" ;;
         *) attempt_again failed ;;

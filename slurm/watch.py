@@ -112,7 +112,7 @@ def verdict(job: Job[None], run_dir: Path, *, local: bool) -> int:
     else:
         state = wait_for_slurm(job.job_id) or "forgotten by the cluster"
         word, step = outcome(run_dir, job.job_id)
-        ended_well = word == "done"
+        ended_well = word in ("done", "stopped")
     if ended_well:
         print(f"{word or 'ended'} at step {step}: {run_dir}")
         return 0

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,54 @@ def test_stop_signal_saves_and_the_same_command_goes_on(new_run: NewRun) -> None
     assert f"resumed at step {outcome['step']}" in said
     assert json.loads((stopped.dir / "outcome.json").read_text())["outcome"] == "done"
     assert stopped.trace() == straight.trace() and stopped.weights() == straight.weights()
+
+
+def test_file_stop_saves_and_ends_for_good_until_the_command_comes_again(new_run: NewRun) -> None:
+    straight, stopped = new_run("straight"), new_run("stopped")
+    straight.finish()
+    stopped.dir.mkdir()
+    (stopped.dir / "STOP").touch()
+    said = stopped.finish()
+    outcome = json.loads((stopped.dir / "outcome.json").read_text())
+    assert outcome["outcome"] == "stopped" and f"stopped by the file STOP, saved at step {outcome['step']}" in said
+    assert 1 <= outcome["step"] < STEPS and not (stopped.dir / "STOP").exists()
+    stopped.finish()
+    assert stopped.trace() == straight.trace() and stopped.weights() == straight.weights()
+
+
+def test_file_save_saves_once_and_changes_nothing(new_run: NewRun) -> None:
+    straight, saved = new_run("straight"), new_run("saved")
+    straight.finish()
+    saved.dir.mkdir()
+    (saved.dir / "SAVE").touch()
+    saved.finish("checkpoint.every=1000", "checkpoint.keep=5")
+    steps = [event["step"] for event in saved.events() if event["event"] == "checkpoint"]
+    assert len(steps) == 2 and steps[0] < STEPS == steps[1] and not (saved.dir / "SAVE").exists()
+    assert saved.trace() == straight.trace() and saved.weights() == straight.weights()
+
+
+def test_disk_that_is_full_for_a_while_costs_one_checkpoint(new_run: NewRun) -> None:
+    straight, short = new_run("straight"), new_run("short")
+    straight.finish()
+    short.dir.mkdir()
+    (short.dir / "STOP").touch()
+    short.finish()
+    begun = short.checkpoints()
+    # A file of the name of the folder that is to be written stands for a disk that refuses.
+    obstacle = short.dir / "checkpoints" / ".tmp-00000004"
+    obstacle.write_text("in the way")
+    process = short.start("checkpoint.every=4", "checkpoint.keep=9")
+    while not any(event["event"] == "save_failed" for event in short.events()):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.005)
+    obstacle.unlink()
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert "warning: the checkpoint of step 4 could not be written" in said and "failed save 1 of 3" in said
+    failed = [event["step"] for event in short.events() if event["event"] == "save_failed"]
+    assert failed in ([4], [4, 8])  # the second where the test was slow
+    assert short.checkpoints() == begun + [f"step-{step:08d}" for step in (4, 8, 12, 14) if step not in failed]
+    assert short.trace() == straight.trace() and short.weights() == straight.weights()
 
 
 def test_interrupt_saves_and_exits_with_one_sentence(new_run: NewRun) -> None:

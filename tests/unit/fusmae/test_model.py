@@ -378,8 +378,20 @@ def test_validity_that_does_not_fit_is_refused(tiny, images, draw, method):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_gpu_gives_the_same_loss_and_masks_without_waiting(tiny, images, draw, dtype):
-    config = tiny(target_norm="per_patch")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_norm": "per_patch"},
+        {"masking": "union"},
+        {"masking": "modality", "modality_dropout": 0.3, "decode_global_token": True},
+        {"decoder_fusion": "multimae", "masking": "dirichlet"},
+        {"decoder_attention": "cross", "decoder_queries": 0.5},
+        {"masking": "band_group", "positions": "learned"},
+    ],
+    ids=str,
+)
+def test_the_gpu_gives_the_same_loss_and_masks_without_waiting(tiny, images, draw, dtype, changes):
+    config = tiny(**changes)
     model, batch, random = FusMAE(config).to(dtype), images(config), draw(range(3))
     valid = {"s2": torch.tensor([[True, False, True]] * 3)}
     here = model(batch, random, valid)

@@ -21,7 +21,8 @@ DECODERS = [
     {"encoder_fusion": "none", "decoder_fusion": "none", "global_token": False},
     {"encoder_fusion": "none", "decoder_fusion": "multimae"},
     {"decoder_fusion": "multimae", "decode_global_token": True},
-    {"encoder_fusion": "none", "decode_global_token": True, "share_cross_attention": False},
+    {"encoder_fusion": "none", "decode_global_token": True},
+    {"decode_global_token": True, "share_cross_attention": False},
     {"target_norm": "per_band_group", "positions": "learned"},
     {"modalities": tuple(Modality(name=f"m{i}", bands=tuple("ABC"[: i + 1])) for i in range(3))},
 ]

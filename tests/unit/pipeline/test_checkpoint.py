@@ -3,60 +3,18 @@
 import json
 import random
 import resource
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from pipeline import checkpoint
-from pipeline.engine import Engine
-from pipeline.errors import CheckpointError
-
-
-class SmallEngine(Engine):
-    """An engine that is one tensor."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, size: int = 1000) -> None:
-        self.value = torch.arange(size, dtype=torch.float32)
-
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
-        raise AssertionError("not trained here")
-
-    def backward(self, loss: Any, is_last: bool) -> None:
-        raise AssertionError("not trained here")
-
-    def step(self, lr: float) -> None:
-        self.value = self.value + lr
-
-    def grad_norm(self) -> float | None:
-        return None
-
-    @property
-    def skipped_steps(self) -> int:
-        return 0
-
-    def save(self, folder: Path) -> None:
-        (folder / "engine").mkdir()
-        torch.save(self.value, folder / "engine" / "value.pt")
-
-    def load(self, folder: Path) -> None:
-        self.value = torch.load(folder / "engine" / "value.pt", weights_only=True)
-
-    def weights(self) -> dict[str, Any]:
-        return {"value": self.value.clone()}
-
-
-@pytest.fixture
-def group() -> Iterator[Any]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
+from pipeline.checkpoint import files, retention
+from pipeline.errors import CheckpointError, StorageError
+from tests.unit.pipeline.one_tensor import SmallEngine
 
 
 @pytest.fixture
@@ -164,11 +122,38 @@ def test_oldest_are_deleted_beyond_what_is_kept(folder: Path, group: Any) -> Non
     assert len(list(folder.iterdir())) == 2
 
 
+def test_milestones_and_pinned_ones_are_kept(folder: Path, group: Any) -> None:
+    retention.pin(folder / "step-00000001", True)
+    for step in range(3, 8):
+        checkpoint.save(folder, step, SmallEngine(), {}, {"model": {}}, group)
+        checkpoint.retain(folder, 2, keep_every=3)
+    assert [int(path.name[-1]) for path in checkpoint.committed(folder)] == [7, 6, 3, 1]
+    retention.pin(folder / "step-00000001", False)
+    checkpoint.retain(folder, 1, keep_every=0)
+    assert [int(path.name[-1]) for path in checkpoint.committed(folder)] == [7]
+
+
+def test_a_pin_is_no_damage(folder: Path, group: Any) -> None:
+    retention.pin(folder / "step-00000002", True)
+    assert checkpoint.defect(folder / "step-00000002") is None and _found(folder, group)[0].step == 2
+
+
+def test_space_is_looked_for_before_anything_is_written(
+    folder: Path, group: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = SmallEngine()
+    monkeypatch.setattr(engine, "save", lambda _: pytest.fail("written all the same"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
+    with pytest.raises(StorageError, match=r"step 3 needs about 0 MiB, and .* has 0 MiB free; free space"):
+        checkpoint.save(folder, 3, engine, {}, {"model": {}}, group)
+    assert [path.name for path in sorted(folder.iterdir())] == ["step-00000001", "step-00000002"]
+
+
 def test_disk_that_fills_up_leaves_the_previous_and_names_the_place(folder: Path, group: Any) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
-        with pytest.raises(CheckpointError, match=r"step 3 could not be written to .*checkpoints .*MiB free"):
+        with pytest.raises(StorageError, match=r"step 3 could not be written to .*checkpoints .*MiB free"):
             checkpoint.save(folder, 3, SmallEngine(100_000), {}, {"model": {}}, group)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -193,20 +178,20 @@ def test_disk_that_is_full_for_the_weights_alone_is_told_like_any_other(
         raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(CheckpointError, match=r"step 3 could not be written .*No space left on device"):
+    with pytest.raises(StorageError, match=r"step 3 could not be written .*No space left on device"):
         checkpoint.save(folder, 3, SmallEngine(), {}, {"model": {}}, group)
     assert [path.name for path in sorted(folder.iterdir())] == ["step-00000001", "step-00000002"]
 
 
 def test_file_that_cannot_be_read_is_passed_over(folder: Path, group: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    checksum = checkpoint._checksum
+    checksum = files.checksum
 
     def bad_sector(path: Path, sync: bool) -> tuple[int, int]:
         if path.parent.name == "step-00000002":
             raise OSError(5, "Input/output error")
         return checksum(path, sync)
 
-    monkeypatch.setattr(checkpoint, "_checksum", bad_sector)
+    monkeypatch.setattr(files, "checksum", bad_sector)
     found, _ = _found(folder, group)
     assert found.step == 1 and "cannot be read: Input/output error" in found.rejected[0]
 

@@ -15,9 +15,11 @@ from pipeline.command import exit_code
 from pipeline.config import load_settings, model_config
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluate import evaluate, main, resolve_settings
+from pipeline.features import collect_features, standardise
 from pipeline.frozen import open_frozen
-from pipeline.linear import collect_features
+from pipeline.neighbours import neighbour_scores
 from pipeline.reconstruction import ConstantPredictor
+from pipeline.scores import as_dict, average_precision
 from sharding.manifest import MANIFEST_NAME, Manifest, SourceSpec, dump_manifest, parse_manifest
 from sharding.statistics import band_statistics
 from tests.unit.pipeline.small_shards import BANDS_L2A, LABELS, array_specs, random_sample, write_shard
@@ -110,6 +112,35 @@ def test_linear_leaves_its_figures_in_the_run_folder(run, capsys):
     assert "colour statistics (floor)" in told
 
 
+def test_knn_leaves_its_figures_in_the_run_folder(run, capsys):
+    assert main(["knn", str(run), "knn.neighbours=4", "device=cpu"]) == 0
+    told = capsys.readouterr().out
+    stored = json.loads((run / "evaluation" / "knn.json").read_text())
+    assert stored["step"] == 7 and stored["settings"]["neighbours"] == 4
+    assert stored["splits"]["train"]["samples"] == 10 and stored["splits"]["test"]["samples"] == 8
+    frozen = open_frozen(str(run), resolve_settings(str(run), []).data, "cpu")
+    train, test = (collect_features(frozen, split, 64) for split in ("train", "test"))
+    assert [row["modalities"] for row in stored["results"]] == ["s1", "s2", "s1+s2"]
+    for row in stored["results"]:
+        for key, of_train, of_test in (
+            ("encoder", train.encoder, test.encoder),
+            ("colour_statistics", train.colour, test.colour),
+        ):
+            pair = standardise(of_train[row["modalities"]], of_test[row["modalities"]])
+            scores = average_precision(neighbour_scores(*pair, train.labels, 4), test.labels)
+            assert row[key] == as_dict(scores, LABELS)
+    assert "kNN (4 neighbours) at step 7: 10 samples of 'train', scored on 8 of 'test', 3 classes" in told
+    assert "left out of 'train': 1 samples without labels, 1 without a modality" in told
+    assert "colour statistics (floor)" in told
+
+
+def test_more_neighbours_than_labelled_training_samples_are_wrong_usage(run, capsys):
+    assert evaluate("knn", str(run), ["knn.neighbours=10"])[0]["settings"]["neighbours"] == 10
+    assert exit_code(main, ["knn", str(run), "knn.neighbours=11"]) == 2
+    said = capsys.readouterr().err
+    assert "knn.neighbours = 11 is more than the 10 labelled samples of 'train'; write knn.neighbours=10 or" in said
+
+
 def test_json_on_the_terminal_is_what_is_stored(run, capsys):
     main(["linear", str(run), "--json", "probe.epochs=1"])
     told = json.loads(capsys.readouterr().out)
@@ -135,15 +166,18 @@ def test_each_set_of_modalities_is_encoded_alone(run, url):
     assert whole.colour["s1+s2"].shape == (8, 2 * 14)
 
 
-def test_a_data_set_without_labels_is_refused(run, tmp_path):
+@pytest.mark.parametrize("name", ["linear", "knn"])
+def test_a_data_set_without_labels_is_refused(run, tmp_path, name):
     unlabelled = make_data_set(tmp_path / "unlabelled", labels=())
-    with pytest.raises(DataError, match="has no labels, which a linear probe needs"):
-        evaluate("linear", str(run), [f"data.url={unlabelled}"])
+    with pytest.raises(DataError, match="has no labels, which this evaluation needs"):
+        evaluate(name, str(run), [f"data.url={unlabelled}"])
 
 
-def test_a_missing_split_is_named_with_those_there_are(run):
-    with pytest.raises(DataError, match=r"no split 'validation'; it has train, test"):
-        evaluate("linear", str(run), ["probe.test_split=validation"])
+@pytest.mark.parametrize(("name", "group"), [("linear", "probe"), ("knn", "knn")])
+def test_a_missing_split_is_named_with_those_there_are(run, name, group):
+    for split in ("train_split", "test_split"):
+        with pytest.raises(DataError, match=r"no split 'validation'; it has train, test"):
+            evaluate(name, str(run), [f"{group}.{split}=validation"])
 
 
 @pytest.mark.parametrize(
@@ -153,6 +187,8 @@ def test_a_missing_split_is_named_with_those_there_are(run):
         ("probe.epochs=many", r"key 'probe\.epochs' = 'many'"),
         ("probe.epochs=0", r"probe\.epochs = 0"),
         ("probe", "sets nothing"),
+        ("knn.neighbors=5", r"did you mean 'knn\.neighbours'"),
+        ("knn.neighbours=0", r"knn\.neighbours = 0"),
         ("reconstruction.batch_size=0", r"reconstruction\.batch_size = 0"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 
 from pipeline import neighbours
 from pipeline.errors import ConfigError
-from pipeline.neighbours import neighbour_scores
+from pipeline.neighbours import KnnSettings, neighbour_scores
 
 
 def by_loop(train, test, labels, k):
@@ -75,3 +75,9 @@ def test_many_samples_are_compared_piece_by_piece(sets, monkeypatch):
 def test_more_neighbours_than_there_are_samples_are_refused(sets, k):
     with pytest.raises(ConfigError, match=rf"{k} neighbours cannot be had from 23 training samples; write 1 to 23"):
         neighbour_scores(*sets, k)
+
+
+@pytest.mark.parametrize("wrong", [{"neighbours": 0}, {"batch_size": 0}])
+def test_settings_that_cannot_work_are_refused(wrong):
+    with pytest.raises(ConfigError, match=f"knn.{next(iter(wrong))} = 0"):
+        KnnSettings(**wrong)

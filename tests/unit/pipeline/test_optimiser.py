@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.config import OptimSettings
 from pipeline.optimiser import build_adamw, learning_rate
+from pipeline.settings import OptimSettings
 
 
 def test_schedule_warms_up_peaks_and_ends_at_the_floor() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipeline.config import RunSettings, Settings, TrainSettings
 from pipeline.data_settings import DataSettings
 from pipeline.distributed import Ranks
 from pipeline.errors import DataError
 from pipeline.metrics import RunLog, read_lines
 from pipeline.progress import Progress
+from pipeline.settings import RunSettings, Settings, TrainSettings
 
 
 class Output(NamedTuple):

@@ -176,6 +176,19 @@ def test_a_whole_report_is_one_file_that_asks_the_network_for_nothing(run):
         assert expected in html, expected
 
 
+def test_knn_stands_beside_the_probe_when_it_was_run(run):
+    add_evaluations(run)
+    assert "<h2>kNN</h2>" not in write_report(run).read_text()
+    folder = run / "evaluation"
+    result = json.loads((folder / "linear.json").read_text()) | {"settings": {"neighbours": 20}}
+    for row in result["results"]:
+        row["encoder"] = {"micro": 0.777, "macro": 0.666, "per_class": {}}
+    (folder / "knn.json").write_text(json.dumps(result))
+    html = write_report(run).read_text()
+    assert "<h2>kNN</h2>" in html and "by the labels of the 20 nearest of 20 samples of split" in html
+    assert html.count("<strong>0.777</strong>") == 3 and "trained on 20 samples of split" in html
+
+
 def test_figures_follow_the_page_between_light_and_dark(run):
     html = write_report(run).read_text()
     assert "#0102" not in html

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RunSettings, Settings, TrainSettings, dump_settings
+from pipeline.config import dump_settings
 from pipeline.data_settings import DataSettings
 from pipeline.errors import ConfigError, StorageError
 from pipeline.run_folder import CONFIG_NAME, check_resumable, own
+from pipeline.settings import RunSettings, Settings, TrainSettings
 
 
 def _begun(tmp_path: Path) -> Settings:

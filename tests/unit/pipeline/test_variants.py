@@ -12,7 +12,7 @@ from benchmarks.variants_table import Study, as_markdown
 from fusmae import FusMAEConfig, Modality
 from pipeline.config import load_settings, model_config
 from pipeline.errors import ConfigError
-from pipeline.linear import average_precision
+from pipeline.scores import average_precision
 
 ROOT = CONFIG.parent.parent
 

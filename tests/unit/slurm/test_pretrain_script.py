@@ -174,6 +174,12 @@ def test_fewer_cpus_than_ranks_is_wrong_usage(cluster):
     assert "error: 4 ranks a node but 2 CPUs; give sbatch --cpus-per-gpu=N or --exclusive" in output
 
 
+def test_a_run_stopped_by_its_file_does_not_go_back(cluster):
+    code, output = cluster.run(OUTCOME="stopped")
+    assert code == 0 and "stopped by the file STOP" in output
+    assert cluster.attempts() == [["0", "0", "0", "stopped"]]
+
+
 def test_a_saved_run_goes_back_into_the_queue_once(cluster):
     code, output = cluster.run(OUTCOME="saved")
     assert code == 0, output

@@ -1,0 +1,153 @@
+"""The settings of a run, class by class; `pipeline.config` reads and checks them.
+
+The classes that a setting configures own it: `fusmae.FusMAEConfig`'s fields stand under `model`, the stream's in
+`pipeline.data_settings`, the others are here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from pipeline.data_settings import DataSettings
+
+_FORBID: dict[str, Any] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """AdamW and its schedule (Fus-MAE section 4.1; open points as in MAE)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    lr: float = 1.5625e-4
+    """Peak learning rate, for the given global batch: it is not scaled behind your back."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from warmup_lr."""
+    warmup_lr: float = 1e-6
+    """Learning rate of the first step of the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    eps: float = 1e-8
+    """AdamW's denominator floor."""
+    weight_decay: float = 0.05
+    """Decay of matrices; biases, norms and single tokens have none."""
+    clip: float = 0.0
+    """Largest norm of the gradient over all ranks; 0 does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How long and in which pieces."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    steps: int
+    """Optimiser steps of the whole run."""
+    global_batch: int = 400
+    """Samples of one step over all ranks and micro-batches (Fus-MAE: 2 x 200)."""
+    micro_batch: int = 0
+    """Samples of one forward pass of a rank; 0 takes global_batch / ranks at once."""
+    seed: int = 0
+    """Seed of initial weights, order, masks and flips."""
+    init_weights: str = ""
+    """File or URL of ViT weights (timm, MAE) that the encoder starts from; empty: random. Not read on resuming."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What runs the steps."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    name: Literal["deepspeed", "ddp"] = "deepspeed"
+    """deepspeed: ZeRO. ddp: plain PyTorch, the reference for numbers and speed."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage: 1 shards the optimiser, 2 gradients too, 3 weights too. 0 shards nothing (fp32 only)."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Number format of weights and activations; optimiser, loss and targets stay fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes the GPU when there is one."""
+    compile: bool = False
+    """Compile the model with torch.compile, which needs a C++ compiler; masks with fixed numbers of patches only."""
+    deterministic: bool = True
+    """Refuse kernels whose results depend on chance, so that a resumed run equals an uninterrupted one bit for bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """When to save and what to keep."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    every: int = 500
+    """Steps between saves; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints kept; at least 2, so that a damaged one has a predecessor."""
+    keep_every: int = 0
+    """Checkpoints whose step is a multiple of this are kept besides, for good; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """What the run says of itself."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    every: int = 10
+    """Steps between lines in metrics.jsonl."""
+    tensorboard: bool = True
+    """Write event files under tensorboard/ too."""
+    trace: bool = False
+    """Write each step's sample keys, a digest of its masks and its exact loss into trace-rankNNNNN.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchdogSettings:
+    """Longest time in seconds without progress, by phase, after which a rank ends the job; 0: no limit."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    start_s: float = 900.0
+    """From the start to the end of the first step: imports, resuming, compiling."""
+    step_s: float = 60.0
+    """One step, the wait for its batch included."""
+    checkpoint_s: float = 300.0
+    """One save."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where the run lives and how many processes it starts when nothing else started them."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    dir: str
+    """Run folder; the same folder again resumes."""
+    num_processes: int = 0
+    """Ranks started on this machine when neither torchrun nor SLURM did; 0: one for each GPU, one without."""
+    threads: int = 0
+    """CPU threads of torch in each rank; 0: the machine's cores divided by its ranks."""
+    timeout_s: float = 600.0
+    """Longest wait for another rank before the job gives up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A whole run.
+
+    `model` holds the fields of `fusmae.FusMAEConfig`, and under `cross_scale` those of `fusmae.CrossScaleConfig` where
+    the run trains at two scales; both are checked by `model_config`.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    data: DataSettings
+    train: TrainSettings
+    run: RunSettings
+    model: dict[str, Any] = field(default_factory=dict)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)
