@@ -103,20 +103,6 @@ class LogSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchdogSettings:
-    """Longest time in seconds without progress, by phase, after which a rank ends the job; 0: no limit."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
-
-    start_s: float = 900.0
-    """From the start to the end of the first step: imports, resuming, compiling."""
-    step_s: float = 60.0
-    """One step, the wait for its batch included."""
-    checkpoint_s: float = 300.0
-    """One save."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Where the run lives and how many processes it starts when nothing else started them."""
 
@@ -150,4 +136,3 @@ class Settings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     log: LogSettings = field(default_factory=LogSettings)
-    watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)

@@ -41,6 +41,7 @@ def test_resolved_settings_read_back_equal(minimal: Path, tmp_path: Path) -> Non
         ("engine.zero_stage=0", "write engine.zero_stage=1, or engine.precision=fp32"),
         ("engine.zero_stage=4", "Input should be 0, 1, 2 or 3"),
         ("checkpoint.keep=1", "checkpoint.keep must be at least 2"),
+        ("checkpoint.keep_every=-1", "checkpoint.keep_every = -1; it must be 0 (none) or more"),
         ("optim.warmup_steps=10", "must be below train.steps = 10"),
         ("train.steps.much=1", "'steps' is a value, not a group"),
         ("train", "write key.sub=value"),
