@@ -185,9 +185,8 @@ def _class_shares(moments: Moments) -> str:
 def _bars(moments: Moments) -> tuple[list[int], float, float]:
     """Heights of 0 to 100, and the ends of the axis; tails of a thousandth are left out. A bar a class."""
     if moments.bins_of == CLASS:
-        counts = [count for _, count in moments.histogram]
-        heights = [max(1, round(100 * count / max(counts))) for count in counts]
-        return heights, moments.histogram[0][0], moments.histogram[-1][0]
+        numbers, counts = zip(*moments.histogram, strict=True)
+        return [max(1, round(100 * count / max(counts))) for count in counts], numbers[0], numbers[-1]
     total, seen = sum(count for _, count in moments.histogram), 0
     kept = []
     for number, count in moments.histogram:

@@ -11,6 +11,7 @@ from typing import Final, Self
 import numpy as np
 
 from sharding.errors import DataError
+from sharding.histogram import EMPTY, Histogram
 
 VALUE: Final = "value"
 DECIBEL: Final = "dB"
@@ -22,7 +23,7 @@ PERCENTILES: Final = ("0.1", "1", "2", "5", "25", "50", "75", "95", "98", "99", 
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Statistics of one band's values in its units; `Moments(**json)` undoes `asdict`."""
+    """Statistics of one band's values in its units."""
 
     count: int = 0
     """Values that were measured."""
@@ -35,14 +36,10 @@ class Moments:
     maximum: float = float("-inf")
     bin_width: float = 0.0
     """0 while nothing was counted."""
-    histogram: tuple[tuple[int, int], ...] = ()
-    """Number of a bin and how many values are in it, by number, empty bins left out; bin = floor(what / bin_width)."""
+    histogram: Histogram = EMPTY
+    """bin = floor(what / bin_width)."""
     bins_of: str = VALUE
     """What the bins count: `value`, `dB` (10 log10 of the value, where values are linear power) or `class`."""
-
-    def __post_init__(self) -> None:
-        # JSON has lists only.
-        object.__setattr__(self, "histogram", tuple((number, count) for number, count in self.histogram))
 
     def __add__(self, other: Self) -> "Moments":
         if not self.bin_width or not other.bin_width:
@@ -55,9 +52,6 @@ class Moments:
         count = self.count + other.count
         share = other.count / count if count else 0.0
         delta = other.mean - self.mean
-        bins = dict(self.histogram)
-        for number, occurrences in other.histogram:
-            bins[number] = bins.get(number, 0) + occurrences
         return Moments(
             count=count,
             nodata=self.nodata + other.nodata,
@@ -66,7 +60,7 @@ class Moments:
             minimum=min(self.minimum, other.minimum),
             maximum=max(self.maximum, other.maximum),
             bin_width=self.bin_width,
-            histogram=tuple(sorted(bins.items())),
+            histogram=self.histogram + other.histogram,
             bins_of=self.bins_of,
         )
 
@@ -106,17 +100,17 @@ class _Ranks:
 
     def __init__(self, moments: Moments) -> None:
         self._moments = moments
-        self._counts = np.array([count for _, count in moments.histogram], np.int64)
+        self._numbers, self._counts = moments.histogram.numbers, moments.histogram.counts
         self._ends = np.cumsum(self._counts)
 
     def class_at(self, rank: int) -> float:
-        return float(self._moments.histogram[self._bin_at(rank)][0])
+        return float(self._numbers[self._bin_at(rank)])
 
     def value_at(self, rank: int) -> float:
         moments, place = self._moments, self._bin_at(rank)
         count = int(self._counts[place])
         within = (rank - int(self._ends[place]) + count + 0.5) / count
-        value = (moments.histogram[place][0] + within) * moments.bin_width
+        value = (int(self._numbers[place]) + within) * moments.bin_width
         if moments.bins_of == DECIBEL:
             value = 10.0 ** (value / 10.0)
         return min(max(value, moments.minimum), moments.maximum)

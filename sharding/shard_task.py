@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from sharding.histogram import Histogram
 from sharding.layout import Layout, require_layout
 from sharding.manifest import ShardSpec
 from sharding.plan import Settings, pairs_of_shard, stored_sample
@@ -75,8 +76,9 @@ class ShardResult:
             **vars(self),
             "spec": asdict(self.spec) if self.spec else None,
             "refused": [asdict(refusal) for refusal in self.refused],
-            # asdict copies every bin of every histogram: seconds a shard.
-            "moments": {band: vars(moments) for band, moments in self.moments.items()},
+            "moments": {
+                band: vars(moments) | {"histogram": moments.histogram.pack()} for band, moments in self.moments.items()
+            },
         }
         del content["built_now"]
         return json.dumps(content, sort_keys=True).encode()
@@ -86,7 +88,10 @@ class ShardResult:
         """The result in a marker; ValueError, TypeError or KeyError when it is none of this program."""
         raw: dict[str, Any] = json.loads(content)
         raw["spec"] = ShardSpec(**raw["spec"]) if raw["spec"] else None
-        raw["moments"] = {band: Moments(**moments) for band, moments in raw["moments"].items()}
+        raw["moments"] = {
+            band: Moments(**moments | {"histogram": Histogram.unpack(moments["histogram"])})
+            for band, moments in raw["moments"].items()
+        }
         raw["refused"] = [Refusal(**refusal) for refusal in raw["refused"]]
         return cls(**raw, built_now=False)
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sharding.bands import are_classes
 from sharding.errors import DataError
+from sharding.histogram import Histogram
 from sharding.manifest import BandStatistics
 from sharding.moments import Moments, merge, percentiles_of
 from sharding.sources.base import Sample
@@ -92,6 +93,7 @@ def parse_statistics(content: bytes, name: str) -> dict[str, dict[str, Moments]]
 def _as_json(moments: Moments) -> dict[str, Any]:
     content = dict(vars(moments))
     content["mean"], content["m2"] = _rounded(moments.mean), _rounded(moments.m2)
+    content["histogram"] = moments.histogram.pairs()
     if not moments.count:
         content["minimum"] = content["maximum"] = None  # JSON has no infinity
     return content
@@ -100,7 +102,7 @@ def _as_json(moments: Moments) -> dict[str, Any]:
 def _from_json(content: dict[str, Any]) -> Moments:
     if not content["count"]:
         content = {name: value for name, value in content.items() if value is not None}
-    return Moments(**content)
+    return Moments(**content | {"histogram": Histogram.of_pairs(content["histogram"])})
 
 
 def _rounded(value: float) -> float:

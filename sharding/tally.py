@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from sharding.histogram import EMPTY, Histogram
 from sharding.moments import CLASS, DECIBEL, VALUE, Moments
 
 BIN_WIDTHS: Final = {
@@ -69,7 +70,7 @@ class Meaning:
         return np.floor(np.round(values / self.bin_width, 9)).astype(np.int64)
 
     def moments(
-        self, *, count: int, nodata: int, mean: float, m2: float, minimum: float, maximum: float, bins: dict[int, int]
+        self, *, count: int, nodata: int, mean: float, m2: float, minimum: float, maximum: float, histogram: Histogram
     ) -> Moments:
         """In units, of what was computed over stored numbers."""
         ends = sorted((end + self.offset) * self.scale for end in (minimum, maximum))
@@ -81,7 +82,7 @@ class Meaning:
             minimum=ends[0] if count else float("inf"),
             maximum=ends[1] if count else float("-inf"),
             bin_width=self.bin_width,
-            histogram=tuple(sorted(bins.items())),
+            histogram=histogram,
             bins_of=self.bins_of,
         )
 
@@ -141,15 +142,9 @@ class _Codes(Tally):
         nodata = int(occurrences[~measured].sum())
         stored, occurrences = stored[measured], occurrences[measured]
         if not len(stored):
-            return self._meaning.moments(count=0, nodata=nodata, mean=0, m2=0, minimum=0, maximum=0, bins={})
+            return self._meaning.moments(count=0, nodata=nodata, mean=0, m2=0, minimum=0, maximum=0, histogram=EMPTY)
         unit = _FLOAT16_UNIT if self._meaning.dtype.kind == "f" else 1
-        numbers, times = (stored * unit).astype(np.int64).tolist(), occurrences.tolist()
-        count = sum(times)
-        total = sum(n * t for n, t in zip(numbers, times, strict=True))
-        squares = sum(n * n * t for n, t in zip(numbers, times, strict=True))
-        bins, places = np.unique(self._meaning.bins(stored), return_inverse=True)
-        in_bins = np.zeros(len(bins), np.int64)
-        np.add.at(in_bins, places, occurrences)
+        count, total, squares = _whole_sums((stored * unit).astype(np.int64), occurrences)
         return self._meaning.moments(
             count=count,
             nodata=nodata,
@@ -157,7 +152,7 @@ class _Codes(Tally):
             m2=(count * squares - total * total) / (count * unit * unit),
             minimum=float(stored.min()),
             maximum=float(stored.max()),
-            bins=dict(zip(bins.tolist(), in_bins.tolist(), strict=True)),
+            histogram=Histogram.of(self._meaning.bins(stored), occurrences),
         )
 
 
@@ -274,10 +269,8 @@ class _Plane:
     def moments(self) -> Moments:
         """In units."""
         places = np.flatnonzero(self._bins)
-        counts = self._bins[places].tolist()
-        bins = dict(self._far)
-        for number, count in zip(self._numbers(places), counts, strict=True):
-            bins[number] = bins.get(number, 0) + count
+        numbers = np.concatenate([self._numbers(places), np.array([*self._far], np.int64)])
+        counts = np.concatenate([self._bins[places], np.array([*self._far.values()], np.int64)])
         return self._meaning.moments(
             count=self._count,
             nodata=self._missing,
@@ -285,17 +278,27 @@ class _Plane:
             m2=self._m2,
             minimum=self._low,
             maximum=self._high,
-            bins=bins,
+            histogram=Histogram.of(numbers, counts),
         )
 
-    def _numbers(self, places: npt.NDArray[np.int64]) -> list[int]:
+    def _numbers(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Of the bins at places of the table."""
         if self._meaning.bins_of != DECIBEL:
-            return [place if place < _HALF else place - _TABLE for place in places.tolist()]
+            return np.where(places < _HALF, places, places - _TABLE)
         middles = (places.astype(np.uint32) << 16 | 0x8000).view(np.float32).astype(np.float64)
         decibel = 10.0 * np.log10(np.maximum(middles, _NO_POWER))
-        numbers: list[int] = np.floor(decibel / self._meaning.bin_width).astype(np.int64).tolist()
-        return numbers
+        return np.floor(decibel / self._meaning.bin_width).astype(np.int64)
+
+
+def _whole_sums(numbers: npt.NDArray[np.int64], times: npt.NDArray[np.int64]) -> tuple[int, int, int]:
+    """Exactly: how many numbers there are, their sum, and the sum of their squares."""
+    count = int(times.sum())
+    largest = int(np.abs(numbers).max())
+    if largest * largest * count < 2**63:
+        weighted = numbers * times
+        return count, int(weighted.sum()), int((weighted * numbers).sum())
+    pairs = list(zip(numbers.tolist(), times.tolist(), strict=True))
+    return count, sum(n * t for n, t in pairs), sum(n * n * t for n, t in pairs)
 
 
 _ONES: Final = np.ones(_BLAS_ALONE)

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from sharding import gallery, inspect, subset
+from sharding.histogram import Histogram
 from sharding.moments import CLASS, Moments
 from tests.unit.sharding.conftest import run, run_build
 from tests.unit.sharding.terramesh_archive import make_tile, write_archive
@@ -140,7 +141,7 @@ def test_metadata_that_lists_other_samples_is_refused(dataset, tmp_path):
 
 
 def test_each_class_is_a_bar_and_none_is_left_out():
-    histogram = ((0, 1), (111, 999_000), (211, 500_000), (311, 3), (312, 2), (523, 7))
+    histogram = Histogram.of_pairs([(0, 1), (111, 999_000), (211, 500_000), (311, 3), (312, 2), (523, 7)])
     moments = Moments(count=1_499_013, bin_width=1.0, histogram=histogram, bins_of=CLASS, minimum=0, maximum=523)
     assert gallery._bars(moments) == ([1, 100, 50, 1, 1, 1], 0, 523)
     assert gallery._class_shares(moments) == "111: 66.6 %, 211: 33.4 %, 523: 0.000467 %, 311: 0.0002 %, 2 more classes"
