@@ -171,6 +171,13 @@ class CrossScaleFusMAE(nn.Module):
         """Operations of forward and backward pass: three times the forward pass."""
         return 3 * self.flops(batch, world_size)
 
+    def activation_bytes(self, batch: int = 1) -> int:
+        """As `FusMAE.activation_bytes`, of both views; on many ranks the contrastive loss keeps more."""
+        from fusmae.memory import activation_bytes
+
+        weight = next(self.parameters())
+        return activation_bytes(self.config, batch, weight.dtype, weight.device, self.cross_scale)
+
     def _patches(self, images: dict[str, Tensor], random: CounterRandom) -> tuple[dict[str, Tensor], Windows]:
         """Patches (2B, N, E) of the full views and of what their windows show."""
         full = patches_of(self.config, images)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fusmae.config import FusMAEConfig
+from fusmae.cross_scale_config import CrossScaleConfig
 from fusmae.random import CounterRandom
 
 
@@ -42,20 +43,23 @@ def activation_bytes(
     batch: int,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    cross_scale: CrossScaleConfig | None = None,
 ) -> int:
     """Bytes that the backward pass of `batch` samples needs to be kept, beside weights and images.
 
     It is what `torch.autograd.graph.saved_tensors_hooks` sees of a model whose weights have `dtype`, all modalities
-    given. Nothing is computed and nothing allocated: tensors have shapes only. Raises ValueError where the number of
-    visible patches varies, and so the memory.
+    given, on one rank. Nothing is computed and nothing allocated: tensors have shapes only. With `cross_scale` it is a
+    `CrossScaleFusMAE`. Raises ValueError where the number of visible patches varies, and so the memory.
     """
+    from fusmae.cross_scale import CrossScaleFusMAE
     from fusmae.model import FusMAE
 
     if config.varies:
         what = "modality_dropout" if config.modality_dropout else f"masking '{config.masking}'"
         raise ValueError(f"under {what} the memory varies with the masks; there is no one number")
     with torch.device("meta"):
-        model = FusMAE(config).to(dtype).train()
+        made = FusMAE(config) if cross_scale is None else CrossScaleFusMAE(config, cross_scale)
+        model = made.to(dtype).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = model.to_empty(device=device)
         size = config.image_size

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline import checkpoint
 from pipeline.distributed import Ranks
 from pipeline.errors import DataError, StorageError
+from pipeline.hang import Phase
 from pipeline.optimiser import learning_rate
 from pipeline.run_folder import say_outcome
 from pipeline.session import Session, TrainState, describe, open_session
@@ -31,6 +32,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
         state, reason, is_stopping = session.state, None, False
         batches = iter(session.stream)
         while state.step < num_steps and not is_stopping:
+            session.watchdog.enter(Phase.DATA, state.step + 1)
             waited = time.perf_counter()
             batch = next(batches)
             session.progress.count(time.perf_counter() - waited)
@@ -38,6 +40,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
             lr = learning_rate(state.step, num_steps, settings.optim)
             outputs = []
             for number, part in enumerate(batch.split(session.accumulation), start=1):
+                session.watchdog.enter(Phase.STEP, state.step + 1)
                 images, valid, draws = session.prepare(part)
                 output = session.engine(images, draws, valid, **session.model_options)
                 session.engine.backward(output.loss, is_last=number == session.accumulation)
@@ -77,6 +80,7 @@ def _report(session: Session, step: int, outputs: list[Any], lr: float) -> None:
 
 
 def _save(session: Session, state: TrainState, must_succeed: bool) -> None:
+    session.watchdog.enter(Phase.CHECKPOINT, state.step)
     began = time.perf_counter()
     about = describe(session.settings, session.stream)
     try:

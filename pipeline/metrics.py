@@ -50,6 +50,11 @@ class LineWriter:
         self._file.close()
 
 
+def event_line(name: str, step: int, **details: Any) -> dict[str, Any]:
+    """A line of events-rank*.jsonl."""
+    return {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, "step": step} | details
+
+
 class RunLog:
     """The files of one rank in the run folder; metrics and TensorBoard are rank 0's."""
 
@@ -70,9 +75,7 @@ class RunLog:
 
     def event(self, name: str, step: int, **details: Any) -> None:
         """Something that happened once: start, resume, checkpoint, stop, done."""
-        self._events.write(
-            {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": name, "step": step} | details
-        )
+        self._events.write(event_line(name, step, **details))
 
     def metrics(self, line: dict[str, Any]) -> None:
         """One logged step, on rank 0."""

@@ -13,6 +13,11 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "
 """Dense bf16 peak of a GPU by a part of its name (vendor's data sheets); MFU is null for others and for CPUs."""
 
 
+def peak_flops(name: str) -> float | None:
+    """Dense bf16 operations a second of the GPU of that name; None when it is not known."""
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
 class Progress:
     """Counts time and samples between two logged steps, and speaks on the terminal of rank 0."""
 
@@ -113,8 +118,7 @@ def _peak_flops(device: Any) -> float | None:
         return None
     import torch
 
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+    return peak_flops(torch.cuda.get_device_name(device))
 
 
 def _memory_gib(device: Any) -> float:

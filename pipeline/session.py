@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from pipeline import checkpoint, run_folder, universal
+from pipeline import checkpoint, hang, run_folder, universal
 from pipeline.config import cross_scale_config, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, all_agree, choose_device, join, leave
 from pipeline.engine import Engine, build_engine, import_deepspeed
@@ -21,6 +21,7 @@ from pipeline.settings import Settings
 from pipeline.stop import StopRequest
 from pipeline.stream.exact import ExactStream, Stream, StreamConfig
 from pipeline.stream.mixture import MixtureConfig, MixtureStream
+from pipeline.watchdog import Watchdog
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Session:
     """Micro-batches of a step."""
     state: TrainState
     """Where to start."""
+    watchdog: Watchdog
     log: RunLog
     progress: Progress
     failed_saves: int = 0
@@ -83,7 +85,10 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         if ranks.is_first:
             stack.callback(run_folder.own(run_dir))
             stack.push(_say_failure(run_dir))
+            hang.keep_apart(run_dir)
         all_agree(True, group)  # nobody reads the folder before rank 0 owns it
+        watchdog = Watchdog(run_dir, ranks.rank, hang.call_roll(group), settings.watchdog)
+        stack.enter_context(watchdog)
 
         stream = _open_stream(settings, ranks)
         stack.callback(stream.close)
@@ -133,6 +138,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             model_options=_model_options(settings, ranks),
             accumulation=accumulation,
             state=state,
+            watchdog=watchdog,
             log=log,
             progress=progress,
         )

@@ -119,6 +119,22 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchdogSettings:
+    """How long a rank may stand still before the run ends with its stacks in the run folder; 0: for ever."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    start_s: float = 900.0
+    """Longest time from the start of the process group to the end of the first step; the second step's limit too."""
+    data_s: float = 300.0
+    """Longest wait for a batch; a store that does not answer is asked again for two minutes."""
+    step_s: float = 60.0
+    """Longest time for a micro-batch with what follows it; five times that of the second step where that is more."""
+    checkpoint_s: float = 300.0
+    """Longest time for a save."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """A whole run.
 
@@ -136,3 +152,4 @@ class Settings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fusmae import FusMAE
+from fusmae import CrossScaleConfig, CrossScaleFusMAE, FusMAE
 from fusmae.memory import KeptBytes, activation_bytes
 
 
@@ -32,6 +32,17 @@ def measured(config, images, draw, batch, dtype):
 def test_it_is_what_the_hooks_see(tiny, images, draw, changes, dtype):
     model, kept = measured(tiny(**changes), images, draw, 3, dtype)
     assert model.activation_bytes(3) == kept > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"gsd_positions": True}], ids=str)
+def test_at_two_scales_it_is_what_the_hooks_see(tiny, images, draw, changes, dtype):
+    model = CrossScaleFusMAE(tiny(), CrossScaleConfig(**changes)).to(dtype).train()
+    given = images(tiny(), 3)
+    kept = KeptBytes(*model.parameters(), *given.values())
+    with kept.counting():
+        model(given, draw(range(3)))
+    assert model.activation_bytes(3) == kept.total > 1.8 * activation_bytes(tiny(), 3, dtype)
 
 
 def test_it_grows_with_the_batch_and_falls_with_checkpointing(tiny):
