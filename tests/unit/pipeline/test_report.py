@@ -1,8 +1,8 @@
 """The report: whole and self-contained with everything there, and useful with pieces missing."""
 
+import hashlib
 import json
 import re
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -10,152 +10,11 @@ import pytest
 
 from pipeline.command import exit_code
 from pipeline.errors import DataError
-from pipeline.report import loss_fall, main, read_events, write_report
-from sharding.bands import ARRAY_BANDS, ARRAY_GSD_M
-from sharding.manifest import (
-    ArraySpec,
-    BandStatistics,
-    Manifest,
-    ShardSpec,
-    SourceSpec,
-    dump_manifest,
-)
-from sharding.shard_index import ShardIndex, dump_index, record_dtype
-
-LABELS = ("Arable land", "Inland waters", "Pastures <&>")
-SIZES = {"train": 20, "validation": 6, "test": 8}
-
-
-def make_data_set(folder: Path) -> None:
-    """A manifest and indexes, as many as the report reads; the shards themselves are not there."""
-    draws = np.random.default_rng(0)
-    arrays = tuple(ARRAY_BANDS)
-    shards = []
-    (folder / "index").mkdir(parents=True)
-    for split, samples in SIZES.items():
-        records = np.zeros(samples, record_dtype(len(arrays), 8))
-        records["labels"] = draws.integers(1, 8, samples)
-        records["lon"] = np.where(draws.random(samples) < 0.3, 24.2, 15.5) + draws.normal(0, 0.1, samples)
-        records["lat"] = np.where(records["lon"] > 20, 62.0, 48.1) + draws.normal(0, 0.05, samples)
-        index = dump_index(ShardIndex(arrays=arrays, records=records))
-        (folder / "index" / f"{split}.idx").write_bytes(index)
-        shards.append(
-            ShardSpec(
-                path=f"shards/{split}.tar",
-                split=split,
-                samples=samples,
-                tar_samples=samples,
-                num_bytes=201_000 * samples,
-                sha256="0" * 64,
-                index_path=f"index/{split}.idx",
-                index_bytes=len(index),
-                index_sha256="0" * 64,
-                metadata_path=f"metadata/{split}.jsonl",
-                metadata_bytes=0,
-                metadata_sha256="0" * 64,
-            )
-        )
-    specs = tuple(
-        ArraySpec(
-            name=name,
-            bands=bands,
-            dtype="float32" if name == "s1" else "uint16",
-            height=1200 // ARRAY_GSD_M[name],
-            width=1200 // ARRAY_GSD_M[name],
-            gsd_m=ARRAY_GSD_M[name],
-            units="dB" if name == "s1" else "DN",
-        )
-        for name, bands in ARRAY_BANDS.items()
-    )
-    statistics = {
-        band: BandStatistics(
-            count=288_000, mean=-12.6, std=5.0, minimum=-40.0, maximum=11.0, nodata=0, percentiles={"50": -12.5}
-        )
-        for spec in specs
-        for band in spec.bands
-        if band != "B10"
-    }
-    source = SourceSpec(name="reben", version="2", samples=sum(SIZES.values()), levels=("L2A",))
-    manifest = Manifest(
-        arrays=specs,
-        shards=tuple(shards),
-        labels=LABELS,
-        statistics={"train": statistics},
-        sources=(source,),
-        codec="lz4",
-    )
-    (folder / "manifest.json").write_bytes(dump_manifest(manifest))
-
-
-def make_run(folder: Path) -> Path:
-    """A run that was killed after step 66 and resumed from step 60."""
-    make_data_set(folder / "dataset")
-    run = folder / "run"
-    (run / "evaluation").mkdir(parents=True)
-    (run / "config.yaml").write_text(
-        f"data: {{url: {folder}/dataset}}\ntrain: {{steps: 120}}\nrun: {{dir: {run}}}\n"
-        "model: {encoder_fusion: xae, decoder_fusion: xad}\n"
-    )
-    (run / "environment.json").write_text(
-        json.dumps({"packages": {"torch": "2.13.0"}, "parameters": 2_345_678, "train_flops_per_sample": 64_400_000_000})
-    )
-    draws = np.random.default_rng(1)
-    with (run / "metrics.jsonl").open("w") as metrics:
-        for step in range(1, 121):
-            s1, s2 = (0.9 * np.exp(-step / scale) + 0.35 + draws.normal(0, 0.02) for scale in (50, 30))
-            line = {"step": step, "samples": 16 * step, "loss": s1 + s2, "loss_s1": s1, "loss_s2": s2}
-            speed = {"samples_per_s": 90 + draws.normal(0, 4), "mfu": None, "memory_gib": 0.8}
-            wait = {"data_wait_s": abs(draws.normal(0, 0.002)), "step_s": 0.17}
-            metrics.write(json.dumps(line | speed | wait) + "\n")
-    make_events(run / "events-rank00000.jsonl", ("start", 0), ("checkpoint", 60), ("resume", 60), ("done", 120))
-    return run
-
-
-def make_events(path: Path, *events: tuple[str, int], first_s: float = 0.0) -> None:
-    began = datetime(2026, 3, 1, tzinfo=UTC)
-    with path.open("w") as file:
-        for number, (name, step) in enumerate(events):
-            time = (began + timedelta(seconds=first_s + 10 * number)).isoformat()
-            event = {"time": time, "event": name, "step": step}
-            file.write(json.dumps(event | ({"from_step": step} if name == "resume" else {})) + "\n")
-
-
-def add_evaluations(run: Path) -> None:
-    losses = {"s1": 0.5, "s2": 0.4, "total": 0.9}
-    measured = {
-        "samples": 20,
-        "model": losses,
-        "shuffled": losses | {"total": 1.4},
-        "band_mean": losses | {"total": 2.0},
-    }
-    (run / "evaluation" / "reconstruction.json").write_text(
-        json.dumps({"step": 120, "seed": 0, "modalities": ["s1", "s2"], "splits": {"train": measured}})
-    )
-    scores = {"micro": 0.61, "macro": 0.52, "per_class": {}}
-    rows = [{"modalities": name, "encoder": scores, "colour_statistics": scores} for name in ("s1", "s2", "s1+s2")]
-    split = {"samples": 20, "without_labels": 1, "without_a_modality": 0}
-    (run / "evaluation" / "linear.json").write_text(
-        json.dumps(
-            {
-                "step": 120,
-                "splits": {"train": split | {"split": "train"}, "test": split | {"split": "test"}},
-                "classes_without_positives": ["Inland waters"],
-                "prevalence": scores,
-                "results": rows,
-            }
-        )
-    )
-    draws = np.random.default_rng(2)
-    panels = [
-        {"name": "s1", "title": "Sentinel-1 VV", "bands": ["VV"], "units": "dB"},
-        {"name": "s2", "title": "Sentinel-2 true colour", "bands": ["B04", "B03", "B02"], "units": "DN"},
-    ]
-    arrays = {"keys": np.array(["pair_a", "pair_b"]), "panels": np.array(json.dumps(panels))}
-    for name, bands in (("s1", 1), ("s2", 3)):
-        arrays[f"{name}.input"] = draws.normal(-12, 4, (2, bands, 24, 24)).astype(np.float32)
-        arrays[f"{name}.reconstruction"] = arrays[f"{name}.input"] * 0.9
-        arrays[f"{name}.hidden"] = draws.random((2, 3, 3)) < 0.75
-    np.savez_compressed(run / "evaluation" / "reconstructions.npz", **arrays)
+from pipeline.report import loss_fall, read_events, write_report
+from pipeline.report.command import main
+from pipeline.report.pictures import evenly
+from pipeline.report.probe_curve import probe_curves
+from tests.unit.pipeline.report_runs import add_evaluations, add_probes, add_reconstructions, make_events, make_run
 
 
 @pytest.fixture
@@ -262,6 +121,67 @@ def test_the_fall_compares_the_first_tenth_with_the_last():
         loss_fall([])
 
 
+def test_the_settings_and_the_data_bear_their_hashes(run):
+    fingerprint, settings = fingerprint_of(run), hashlib.sha256((run / "config.yaml").read_bytes()).hexdigest()
+    about = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps(about | {"data_fingerprint": fingerprint, "git": "abc123-dirty"}))
+    html = write_report(run).read_text()
+    assert f"<code>{settings[:16]}</code>" in html and settings not in html
+    assert f"data fingerprint</th><td><code>{fingerprint}</code>" in html
+    assert "<th>git</th><td>abc123-dirty</td>" in html
+
+
+def test_the_online_probe_is_a_curve(run):
+    assert "was not probed" in write_report(run).read_text()
+    add_probes(run)
+    html = write_report(run).read_text()
+    assert "was not probed" not in html
+    assert "kNN 0.42<" in html and "ridge 0.56<" in html  # macro and micro at step 120, at the curves' ends
+    assert "100 training and 43 test samples" in html
+
+
+def test_a_step_that_was_probed_again_is_shown_once(run):
+    lines = [{"step": 20, "knn_map_macro": 0.1}, {"step": 40, "knn_map_macro": 0.2}, {"step": 20, "knn_map_macro": 0.3}]
+    (run / "probe.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert probe_curves(run) == {"macro": {"kNN": ([20, 40], [0.3, 0.2])}}
+
+
+def test_reconstructions_over_time_are_a_strip_for_each_sample_and_modality(run):
+    add_evaluations(run)
+    assert "Over time" not in write_report(run).read_text()
+    add_reconstructions(run, range(10, 121, 10))
+    html = write_report(run).read_text()
+    shown = [int(step) for step in re.findall(r'alt="Sentinel-1 VV, reconstruction at step (\d+)"', html)]
+    assert shown == 2 * [10, 30, 50, 80, 100, 120]
+    assert html.count('<div class="strip">') == 4
+    assert "at 6 of 12 steps stored" in html
+
+
+def test_a_file_of_pictures_that_cannot_be_read_is_named(run):
+    add_evaluations(run)
+    add_reconstructions(run, range(10, 31, 10))
+    cut = run / "reconstructions" / "step-00000020.npz"
+    cut.write_bytes(cut.read_bytes()[:100])
+    html = write_report(run).read_text()
+    assert "step-00000020.npz holds no reconstructions" in html
+    assert 'reconstruction at step 10"' in html and 'reconstruction at step 30"' in html
+
+
+def test_a_sample_that_was_not_stored_at_a_step_has_a_gap_there(run):
+    add_evaluations(run)
+    add_reconstructions(run, range(10, 31, 10))
+    path = run / "reconstructions" / "step-00000020.npz"
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    np.savez_compressed(path, **arrays | {"keys": np.array(["pair_a", "another"])})
+    assert write_report(run).read_text().count("not stored") == 2
+
+
+@pytest.mark.parametrize(("given", "chosen"), [(1, [0]), (6, [0, 1, 2, 3, 4, 5]), (11, [0, 2, 4, 6, 8, 10])])
+def test_steps_are_chosen_evenly_with_the_first_and_the_last(given, chosen):
+    assert evenly(range(given), 6) == chosen
+
+
 FINGERPRINT = re.compile(r"no longer the one that was trained on")
 
 
@@ -294,7 +214,8 @@ def test_of_a_mixture_the_data_set_described_is_compared_with_what_was_trained_o
     make_mixture(run, "0" * 64 if is_changed else fingerprint_of(run))
     html = write_report(run).read_text()
     assert bool(FINGERPRINT.search(html)) is is_changed
-    assert ("<code>" + "0" * 64) in html if is_changed else "f" * 64 not in html
+    assert (("<code>" + "0" * 64) in html) is is_changed
+    assert "mixture's fingerprint</th><td><code>" + "f" * 64 in html and html.count("f" * 64) == 1
     assert "51 pairs" in html and "mixture of 2 data sets" in html
 
 
