@@ -8,8 +8,10 @@ run_page.py, comparison.py      the parts put together
 figures/, templates/            how they are drawn
 """
 
+from pipeline.report.comparison import write_comparison
 from pipeline.report.events import read_events
 from pipeline.report.loss import LossFall, loss_fall
 from pipeline.report.run_page import write_report
+from pipeline.report.wall_time import WallTime, account
 
-__all__ = ["LossFall", "loss_fall", "read_events", "write_report"]
+__all__ = ["LossFall", "WallTime", "account", "loss_fall", "read_events", "write_comparison", "write_report"]
