@@ -9,13 +9,16 @@ from pipeline.report.figures.lines import Label, Numbers, label_ends, running_me
 Curve = tuple[Numbers, Numbers]
 """Where on the axis, and the values there."""
 _PANEL_IN: Final = 2.3
+_MOST_NAMED: Final = 6
+"""Curves of a panel that are named at their ends; more names would stand higher than the panel."""
 _LONGEST_NAME: Final = 22
 
 
 def panels_figure(name: str, panels: Mapping[str, Mapping[str, Curve]], along: str, names: Sequence[str]) -> str:
     """Panels below each other, each with its curves by name.
 
-    `along` names the axis they share; a curve's colour is that of its place in `names`.
+    `along` names the axis they share; a curve's colour is that of its place in `names`. The page must have a legend
+    where there may be many.
     """
     with drawing(name, 0.4 + _PANEL_IN * len(panels)) as (figure, drawn):
         rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
@@ -33,7 +36,8 @@ def panels_figure(name: str, panels: Mapping[str, Mapping[str, Curve]], along: s
                 labels.append((float(smooth[-1]), _shortened(of), colour))
             axes.margins(x=0.01)
             low, high = axes.get_ylim()
-            label_ends(axes, labels, (high - low) / 9)
+            if len(labels) <= _MOST_NAMED:
+                label_ends(axes, labels, (high - low) / 9)
             axes.set_ylabel(title)
         rows[-1].set_xlabel(along)
     return drawn[0]
