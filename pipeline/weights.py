@@ -24,6 +24,21 @@ class LoadedModel:
     run_dir: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadedWeights:
+    """The fp32 weights of a checkpoint, and what they are of."""
+
+    config: Any
+    """`fusmae.FusMAEConfig`."""
+    weights: dict[str, Any]
+    """By the names of `fusmae.FusMAE`; of a run that trained at two scales, of the model inside."""
+    settings: Settings
+    step: int
+    path: Path
+    """The checkpoint's folder."""
+    run_dir: Path
+
+
 def find_checkpoint(run_dir_or_checkpoint: str) -> Path:
     """The given checkpoint, or the newest whole one of a run; CheckpointError says which were damaged."""
     given = Path(run_dir_or_checkpoint)
@@ -43,25 +58,46 @@ def find_checkpoint(run_dir_or_checkpoint: str) -> Path:
     raise CheckpointError(f"no checkpoint of {given} is whole: {problems[0]}")
 
 
-def load_model(run_dir_or_checkpoint: str, device: Any = "cpu") -> LoadedModel:
-    """The fp32 model of a run's newest whole checkpoint, or of the given one. Raises CheckpointError.
-
-    Of a run that trained at two scales it is the model inside.
-    """
+def load_weights(run_dir_or_checkpoint: str) -> LoadedWeights:
+    """The fp32 weights of a run's newest whole checkpoint, or of the given one. Raises CheckpointError."""
     from safetensors.torch import load_file
 
-    from fusmae import FusMAE
     from fusmae.cross_scale import inner_weights
 
     path = find_checkpoint(run_dir_or_checkpoint)
     run_dir = path.parent.parent
     settings = load_settings(run_dir / "config.yaml", [])
-    model = FusMAE(model_config(settings))
+    config = model_config(settings)
     weights = load_file(path / WEIGHTS_NAME)
+    if cross_scale_config(settings) is not None:
+        try:
+            weights = inner_weights(weights)
+        except ValueError as error:
+            raise of_another_model(path, run_dir, error) from error
+    step = read_manifest(path)["step"]
+    return LoadedWeights(config=config, weights=weights, settings=settings, step=step, path=path, run_dir=run_dir)
+
+
+def load_model(run_dir_or_checkpoint: str, device: Any = "cpu") -> LoadedModel:
+    """The fp32 model of a run's newest whole checkpoint, or of the given one. Raises CheckpointError.
+
+    Of a run that trained at two scales it is the model inside.
+    """
+    from fusmae import FusMAE
+
+    loaded = load_weights(run_dir_or_checkpoint)
+    model = FusMAE(loaded.config)
     try:
-        model.load_state_dict(weights if cross_scale_config(settings) is None else inner_weights(weights))
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is not of the model in {run_dir / 'config.yaml'}: {reason}") from error
+        model.load_state_dict(loaded.weights)
+    except RuntimeError as error:
+        raise of_another_model(loaded.path, loaded.run_dir, error) from error
     model.to(device).eval()
-    return LoadedModel(model=model, settings=settings, step=read_manifest(path)["step"], path=path, run_dir=run_dir)
+    return LoadedModel(
+        model=model, settings=loaded.settings, step=loaded.step, path=loaded.path, run_dir=loaded.run_dir
+    )
+
+
+def of_another_model(path: Path, run_dir: Path, error: Exception) -> CheckpointError:
+    """What is said of weights that do not fit the settings of their run."""
+    reason = " ".join(str(error).split())
+    return CheckpointError(f"{path} is not of the model in {run_dir / 'config.yaml'}: {reason}")
