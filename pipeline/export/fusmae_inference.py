@@ -157,7 +157,8 @@ class FusMAE(nn.Module):
         if not any(band in facts for band in self.bands[name]):
             raise ValueError(f"data set {self.data_set['name']} has no band of {name}; load with another data_set")
         present = [band in facts and band in planes for band in self.bands[name]]
-        absent_BSS = torch.zeros((len(next(iter(planes.values()))), self.image_size, self.image_size), device=device)
+        batch = next(iter(planes.values())).shape[0]
+        absent_BSS = torch.zeros((batch, self.image_size, self.image_size), device=device)
         values, means, stds = [], [], []
         for band, known in zip(self.bands[name], present, strict=True):
             values.append(self._value(planes[band].to(device), facts[band], offset_B11) if known else absent_BSS)

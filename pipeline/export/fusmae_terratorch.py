@@ -36,7 +36,8 @@ class FusMAEBackbone(nn.Module):
         self.out_indices = [index % model.encoder.depth for index in out_indices]
         parts = len(self.modalities) if merge == "concat" else 1
         self.out_channels = [parts * model.width] * len(self.out_indices)
-        self.patch_size = model.patch_size
+        # With a number, terratorch's factories would pad 120 pixels to 128, a multiple of two patches.
+        self.patch_size = None
 
     def forward(self, images: Mapping[str, Tensor] | Tensor) -> list[Tensor]:
         """(B, N, D) for each of `out_indices`; (B, N, sensors x D) under merge `concat`."""

@@ -33,7 +33,7 @@ def write_onnx(source: Source, sensors: Sequence[str], folder: Path) -> str:
     images = [torch.zeros(2, len(model.bands[name]), size, size) for name in sensors]
     batch = torch.export.Dim("batch")
     with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch about torch
+        warnings.simplefilter("ignore")  # of torch about itself, and that all sensors share one batch
         program = torch.onnx.export(
             graph,
             (images,),

@@ -15,6 +15,7 @@ PROMISED = {
     "sharding.inspect",
     "pipeline.pretrain",
     "pipeline.evaluate",
+    "pipeline.export",
     "pipeline.report",
     "pipeline.demo",
     "pipeline.stream",
