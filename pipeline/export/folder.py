@@ -43,6 +43,15 @@ def write_folder(source: "Source", out: Path, *, timm: bool = False, onnx: Seque
     check_free(out)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that was killed
+    try:
+        _fill(source, partial, timm=timm, onnx=onnx)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    partial.rename(out)
+
+
+def _fill(source: "Source", partial: Path, *, timm: bool, onnx: Sequence[Sequence[str]]) -> None:
     (partial / "full").mkdir(parents=True)
     save_weights(source.encoder_weights, partial / WEIGHTS_NAME)
     save_weights(source.loaded.weights, partial / "full" / WEIGHTS_NAME)
@@ -59,7 +68,6 @@ def write_folder(source: "Source", out: Path, *, timm: bool = False, onnx: Seque
 
         graphs = [write_onnx(source, sensors, partial) for sensors in onnx]
     write_card(source, partial / "README.md", timm=timm, graphs=graphs)
-    partial.rename(out)
 
 
 def load_exported(folder: Path) -> Any:

@@ -169,18 +169,20 @@ def test_another_data_set_than_that_of_the_training_is_said(run: Path, made: Mad
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_killed_export_left_is_no_hindrance(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = run.parent / "exported"
-
+def test_an_export_that_fails_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr(folder_module, "write_card", stop)
-        assert exit_code(main, [str(run), "--out", str(out)]) == 1
-    assert not out.exists() and (run.parent / ".exported.partial").exists()
-    export(run)
-    assert not (run.parent / ".exported.partial").exists()
+    monkeypatch.setattr(folder_module, "write_card", stop)
+    before = set(run.parent.iterdir())
+    assert exit_code(main, [str(run), "--out", str(run.parent / "exported")]) == 1
+    assert set(run.parent.iterdir()) == before
+
+
+def test_what_a_killed_export_left_is_no_hindrance(run: Path) -> None:
+    partial = run.parent / ".exported.partial"
+    (partial / "timm").mkdir(parents=True)
+    assert not (export(run) / "timm").exists() and not partial.exists()
 
 
 def _damage(run: Path) -> None:

@@ -139,6 +139,21 @@ def test_onnxruntime_gives_the_same_features_for_any_batch(tmp_path: Path, url: 
 
 
 @_needs("onnx", "onnxscript", "onnxruntime")
+def test_weights_too_large_for_one_file_lie_beside_the_graph(tmp_path: Path, url: str, monkeypatch) -> None:
+    import onnxruntime
+
+    from pipeline.export import onnx_file
+
+    monkeypatch.setattr(onnx_file, "_LARGEST", 1000)
+    out = export(make_run(tmp_path, url), "--onnx")
+    assert (out / "model.onnx.data").exists()
+    images = random_images()
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    (features,) = session.run(["features"], {name: image.numpy() for name, image in images.items()})
+    assert (torch.from_numpy(features) - inference(out).load(out)(images)).abs().max() < ONNX_TOLERANCE
+
+
+@_needs("onnx", "onnxscript", "onnxruntime")
 def test_the_same_checkpoint_gives_the_same_graph(tmp_path: Path, url: str) -> None:
     run = make_run(tmp_path, url)
     graphs = []
