@@ -13,6 +13,8 @@ from pipeline.run_folder import say_outcome
 from pipeline.session import Session, TrainState, describe, open_session
 from pipeline.settings import Settings
 from pipeline.stop import Reason, StopRequest
+from pipeline.stream.exact import Stream
+from pipeline.stream.mixture import MixtureStream
 
 _OUTCOMES = {Reason.SIGNAL: "saved", Reason.STOP_FILE: "stopped", Reason.INTERRUPT: "interrupted"}
 MAX_FAILED_SAVES = 3
@@ -30,36 +32,50 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
     with open_session(settings, ranks, stop) as session:
         num_steps, every = settings.train.steps, settings.checkpoint.every
         state, reason, is_stopping = session.state, None, False
-        batches = iter(session.stream)
+        batches, clock = iter(session.stream), session.clock
+        _write_time(session, state.step)
         while state.step < num_steps and not is_stopping:
             session.watchdog.enter(Phase.DATA, state.step + 1)
             waited = time.perf_counter()
-            batch = next(batches)
+            with clock.part("data"):
+                batch = next(batches)
             session.progress.count(time.perf_counter() - waited)
 
             lr = learning_rate(state.step, num_steps, settings.optim)
             outputs = []
             for number, part in enumerate(batch.split(session.accumulation), start=1):
                 session.watchdog.enter(Phase.STEP, state.step + 1)
-                images, valid, draws = session.prepare(part)
-                output = session.engine(images, draws, valid, **session.model_options)
-                session.engine.backward(output.loss, is_last=number == session.accumulation)
+                with clock.part("prepare"):
+                    images, valid, draws = session.prepare(part)
+                with clock.part("forward"):
+                    output = session.engine(images, draws, valid, **session.model_options)
+                with clock.part("backward"):
+                    session.engine.backward(output.loss, is_last=number == session.accumulation)
                 outputs.append(_without_graph(output))
-            session.engine.step(lr)
+            with clock.part("optimiser"):
+                session.engine.step(lr)
             state = TrainState(step=state.step + 1, stream=session.stream.state_dict())
 
-            session.log.trace_step(state.step, batch, outputs)
-            if state.step % settings.log.every == 0 or state.step == num_steps:
-                _report(session, state.step, outputs, lr)
-            reason = stop.agreed()
+            is_logged = state.step % settings.log.every == 0 or state.step == num_steps
+            with clock.part("log"):
+                session.log.trace_step(state.step, batch, outputs)
+                if is_logged:
+                    _report(session, state.step, outputs, lr)
+            with clock.part("agree"):
+                reason = stop.agreed()
             is_stopping = reason is not None and reason.stops
             if state.step % every == 0 or state.step == num_steps or reason:
-                _save(session, state, must_succeed=is_stopping or state.step == num_steps)
+                with clock.part("checkpoint"):
+                    _save(session, state, must_succeed=is_stopping or state.step == num_steps)
+            if is_logged:
+                _write_time(session, state.step)
             if reason:
                 stop.honoured(reason)
 
         outcome = "done" if state.step >= num_steps or reason is None else _OUTCOMES[reason]
-        _say_end(session, state, outcome)
+        with clock.part("end"):
+            _say_end(session, state, outcome)
+        _write_time(session, state.step)
     return outcome
 
 
@@ -67,6 +83,12 @@ def _without_graph(output: Any) -> Any:
     """What is logged of a micro-batch; the memory of predictions and targets is free for the next one."""
     losses = {name: loss.detach() for name, loss in output.losses.items()}
     return output._replace(loss=output.loss.detach(), losses=losses, predictions={}, targets={}, valid={})
+
+
+def _write_time(session: Session, step: int) -> None:
+    stream = session.stream
+    read = stream.instruments().bytes_read if isinstance(stream, Stream | MixtureStream) else None
+    session.clock.write(step, read, session.engine.skipped_steps)
 
 
 def _report(session: Session, step: int, outputs: list[Any], lr: float) -> None:

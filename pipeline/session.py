@@ -10,6 +10,7 @@ from typing import Any
 from typing_extensions import override
 
 from pipeline import checkpoint, hang, run_folder, universal
+from pipeline.clock import RunClock, event_maker
 from pipeline.config import cross_scale_config, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, all_agree, choose_device, join, leave
 from pipeline.engine import Engine, build_engine, import_deepspeed
@@ -53,6 +54,7 @@ class Session:
     state: TrainState
     """Where to start."""
     watchdog: Watchdog
+    clock: RunClock
     log: RunLog
     progress: Progress
     failed_saves: int = 0
@@ -87,8 +89,13 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             stack.push(_say_failure(run_dir))
             hang.keep_apart(run_dir)
         all_agree(True, group)  # nobody reads the folder before rank 0 owns it
-        watchdog = Watchdog(run_dir, ranks.rank, hang.call_roll(group), settings.watchdog)
+        roll = hang.call_roll(group)
+        watchdog = Watchdog(run_dir, ranks.rank, roll, settings.watchdog)
         stack.enter_context(watchdog)
+        clock = RunClock(run_dir, ranks.rank, roll.attempt, event_maker(device))
+        stack.callback(clock.close)
+        opening = contextlib.ExitStack()
+        opening.enter_context(clock.part("start"))
 
         stream = _open_stream(settings, ranks)
         stack.callback(stream.close)
@@ -128,6 +135,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         _say_start(log, progress, found, state, changed, ranks, _device_name(device))
         if initial is not None:
             log.event("init_weights", 0, file=settings.train.init_weights, **asdict(initial))
+        opening.close()
         yield Session(
             settings=settings,
             ranks=ranks,
@@ -139,6 +147,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             accumulation=accumulation,
             state=state,
             watchdog=watchdog,
+            clock=clock,
             log=log,
             progress=progress,
         )
