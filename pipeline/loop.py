@@ -8,6 +8,7 @@ from pipeline import checkpoint
 from pipeline.distributed import Ranks
 from pipeline.errors import DataError, StorageError
 from pipeline.hang import Phase
+from pipeline.loss_watch import Finding
 from pipeline.optimiser import learning_rate
 from pipeline.run_folder import say_outcome
 from pipeline.session import Session, TrainState, describe, open_session
@@ -42,8 +43,8 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
             session.progress.count(time.perf_counter() - waited)
 
             lr = learning_rate(state.step, num_steps, settings.optim)
-            outputs = []
-            for number, part in enumerate(batch.split(session.accumulation), start=1):
+            parts, outputs = batch.split(session.accumulation), []
+            for number, part in enumerate(parts, start=1):
                 session.watchdog.enter(Phase.STEP, state.step + 1)
                 with clock.part("prepare"):
                     images, valid, draws = session.prepare(part)
@@ -55,6 +56,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
             with clock.part("optimiser"):
                 session.engine.step(lr)
             state = TrainState(step=state.step + 1, stream=session.stream.state_dict())
+            session.losses.note(state.step, [part.keys for part in parts], [output.loss for output in outputs])
 
             is_logged = state.step % settings.log.every == 0 or state.step == num_steps
             with clock.part("log"):
@@ -93,12 +95,30 @@ def _write_time(session: Session, step: int) -> None:
 
 def _report(session: Session, step: int, outputs: list[Any], lr: float) -> None:
     skipped = session.engine.skipped_steps
+    for found in session.losses.check():
+        _tell(session, found, "skipped" if skipped > session.progress.skipped else "not_finite")
     skipped_lately = session.progress.report(step, outputs, lr, session.engine.grad_norm(), skipped)
     if skipped_lately >= MAX_SKIPPED:
         raise DataError(
             f"{skipped_lately} steps up to {step} had gradients that are not finite and were skipped; lower optim.lr, "
-            "set optim.clip=1, or find the samples with log.trace=true"
+            "set optim.clip=1, or look at the samples that events-rank*.jsonl name"
         )
+
+
+def _tell(session: Session, found: Finding, name: str) -> None:
+    keys = list(found.keys)
+    if not found.is_finite:
+        session.log.event(name, found.step, keys=keys)
+        session.progress.say(
+            f"warning: the loss of step {found.step} is not finite; events-rank*.jsonl name its samples"
+        )
+        return
+    figures = {"loss": found.loss, "expected": found.expected, "limit": found.limit}
+    session.log.event("spike", found.step, **figures, keys=keys)
+    session.progress.say(
+        f"warning: the loss of step {found.step} leapt to {found.loss:.4f}, the median before is {found.expected:.4f}; "
+        "events-rank*.jsonl name its samples"
+    )
 
 
 def _save(session: Session, state: TrainState, must_succeed: bool) -> None:

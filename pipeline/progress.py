@@ -39,6 +39,11 @@ class Progress:
         self._skipped = skipped  # those before a resume are not new
         self._skipped_lately = 0
 
+    @property
+    def skipped(self) -> int:
+        """Skipped steps up to the last report."""
+        return self._skipped
+
     def say(self, words: str) -> None:
         """One line on the terminal, once for all ranks."""
         if self._ranks.is_first:

@@ -15,6 +15,7 @@ from pipeline.config import cross_scale_config, micro_batches, model_config, wit
 from pipeline.distributed import Ranks, all_agree, choose_device, join, leave
 from pipeline.engine import Engine, build_engine, import_deepspeed
 from pipeline.errors import CheckpointError, ConfigError
+from pipeline.loss_watch import LossWatch
 from pipeline.metrics import RunLog
 from pipeline.pretrained import start_all_from
 from pipeline.progress import Progress
@@ -55,6 +56,7 @@ class Session:
     """Where to start."""
     watchdog: Watchdog
     clock: RunClock
+    losses: LossWatch
     log: RunLog
     progress: Progress
     failed_saves: int = 0
@@ -148,6 +150,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             state=state,
             watchdog=watchdog,
             clock=clock,
+            losses=LossWatch(settings.guard, ranks.world_size, group),
             log=log,
             progress=progress,
         )

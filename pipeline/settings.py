@@ -119,6 +119,18 @@ class RunSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardSettings:
+    """Which losses are told as an event with the keys of their samples; those that are not finite always are."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    spike: float = 10.0
+    """Standard deviations above the median of the steps before at which a loss leaps; 0: never."""
+    window: int = 200
+    """Steps before that are compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WatchdogSettings:
     """How long a rank may stand still before the run ends with its stacks in the run folder; 0: for ever."""
 
@@ -152,4 +164,5 @@ class Settings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)

@@ -124,15 +124,23 @@ def _rolled_to(event: Event) -> int:
 
 
 def _skipped(event: Event) -> str:
-    keys = [str(key) for key in event.get("keys") or ()]
-    named = f"; samples {', '.join(keys[:_MOST_KEYS])}" if keys else ""
-    more = f" and {len(keys) - _MOST_KEYS:,} more" if len(keys) > _MOST_KEYS else ""
-    return f"gradients that are not finite{named}{more}"
+    return f"gradients that are not finite{_named(event)}"
+
+
+def _not_finite(event: Event) -> str:
+    return f"a loss that is not finite{_named(event)}"
 
 
 def _spike(event: Event) -> str:
     told = [f"{key} {event[key]:.4g}" for key in ("loss", "expected", "limit") if isinstance(event.get(key), float)]
-    return "loss spike" + (f" ({', '.join(told)})" if told else "")
+    return "loss spike" + (f" ({', '.join(told)})" if told else "") + _named(event)
+
+
+def _named(event: Event) -> str:
+    """The samples that an event names."""
+    keys = [str(key) for key in event.get("keys") or ()]
+    more = f" and {len(keys) - _MOST_KEYS:,} more" if len(keys) > _MOST_KEYS else ""
+    return f"; samples {', '.join(keys[:_MOST_KEYS])}{more}" if keys else ""
 
 
 def _words(text: str) -> Callable[[Event], str]:
@@ -153,6 +161,7 @@ _FAULTS: Final[dict[str, tuple[Callable[[Event], str], Callable[[Event, list[Eve
         _by_replacing,
     ),
     "skipped": (_skipped, _by_skipping),
+    "not_finite": (_not_finite, _by_resume),
     "spike": (_spike, _by_rollback),
     "rollback": (lambda event: f"rolled back to step {_rolled_to(event):,}", _by_going_back),
 }

@@ -30,6 +30,7 @@ _EVENT_TITLES: Final = {
     "save_failed": "checkpoint not saved",
     "samples_replaced": "damaged samples replaced",
     "skipped": "step skipped",
+    "not_finite": "loss not finite",
     "spike": "loss spike",
     "rollback": "rolled back",
 }

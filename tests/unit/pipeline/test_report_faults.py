@@ -57,6 +57,14 @@ RESUME = ("resume", 20, {"from_step": 20})
                 True,
             ),
         ),
+        (
+            [("not_finite", 30, {"keys": ["a"]})],
+            (30, "a loss that is not finite; samples a", "not resumed", False),
+        ),
+        (
+            [("spike", 30, {"loss": 9.0, "expected": 1.0, "limit": 1.5, "keys": ["a", "b"]})],
+            (30, "loss spike (loss 9, expected 1, limit 1.5); samples a, b", "the run went on", True),
+        ),
         ([("rollback", 40, {"to_step": 20})], (40, "rolled back to step 20", "trained on from step 20", True)),
         (
             [("stop", 40, {"outcome": "saved"}), ("resume", 40, {"from_step": 40})],

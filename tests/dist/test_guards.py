@@ -1,0 +1,64 @@
+"""One bad micro-batch on one rank: no rank applies its step, its samples are named, the run goes on."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.metrics import read_lines
+from tests.dist.conftest import ROOT, Run
+
+pytestmark = pytest.mark.dist
+
+NewRun = Callable[..., Run]
+BAD_STEP = 6
+PROGRAM = """
+import os
+from pipeline import pretrain, session
+from pipeline.command import run_rank_command
+prepare_of = session._preparation
+def preparation(*arguments):
+    prepare = prepare_of(*arguments)
+    calls = 0
+    def spoil(batch):
+        nonlocal calls
+        images, valid, draws = prepare(batch)
+        calls += 1
+        if calls == 2 * {step} and os.environ["RANK"] == "1":  # two micro-batches a step
+            images["s2"][0] = float("nan")
+        return images, valid, draws
+    return spoil
+session._preparation = preparation
+run_rank_command(pretrain.main)
+"""
+LAUNCHER = "import sys; from pipeline.launch import start_ranks; sys.exit(start_ranks('program', sys.argv[1:], 2))"
+
+
+def _events(run: Run, rank: int) -> list[dict[str, Any]]:
+    lines = read_lines(run.dir / f"events-rank{rank:05d}.jsonl")
+    return [line for line in lines if line["event"] == "skipped"]
+
+
+@pytest.mark.parametrize("engine", [("engine.name=ddp",), ("engine.zero_stage=1",), ("engine.zero_stage=3",)])
+def test_bad_micro_batch_on_one_rank_is_skipped_by_all_and_its_samples_are_named(
+    new_run: NewRun, tmp_path: Path, engine: tuple[str, ...]
+) -> None:
+    run = new_run("run", *engine)
+    (tmp_path / "program.py").write_text(PROGRAM.format(step=BAD_STEP))
+    command = [sys.executable, "-c", LAUNCHER, *run.command[3:]]
+    environment = dict(os.environ, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    (here,), (there,) = _events(run, 0), _events(run, 1)
+    assert (here["step"], here["keys"]) == (BAD_STEP, [])
+    spoilt = run.trace(1)[BAD_STEP - 1]
+    assert there["step"] == BAD_STEP and there["keys"] == spoilt["keys"][2:]
+    skipped = [line["skipped_steps"] for line in run.metrics()]
+    assert skipped == [0] * (BAD_STEP - 1) + [1] * (14 - BAD_STEP + 1)
+    assert f"the loss of step {BAD_STEP} is not finite" in done.stdout
+    assert json.loads((run.dir / "outcome.json").read_text())["outcome"] == "done"
