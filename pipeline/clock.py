@@ -22,6 +22,9 @@ from pipeline.metrics import LineWriter
 ON_HOST: Final = ("start", "end")
 """Parts that are timed by the host's clock on a GPU too: its stream is empty then."""
 
+ALONE: Final = ("data", "prepare", "forward")
+"""Parts in which a rank waits for no other, ZeRO-3's forward pass apart, which gathers weights."""
+
 
 class RunClock:
     """Times one rank from the start of its process; appends a line at each `write`.
@@ -55,6 +58,12 @@ class RunClock:
         yield
         after.record()
         self._pending.append((name, before, after))
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in parts of a step in which this rank does not wait for others, as far as they are known."""
+        self._collect()
+        return sum(self._parts.get(name, 0.0) for name in ALONE)
 
     def write(self, step: int, read_bytes: int | None, skipped: int) -> None:
         """Append the sums up to now; `step` is the last one done, `read_bytes` None where the reader does not count."""

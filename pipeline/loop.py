@@ -97,7 +97,8 @@ def _report(session: Session, step: int, outputs: list[Any], lr: float) -> None:
     skipped = session.engine.skipped_steps
     for found in session.losses.check():
         _tell(session, found, "skipped" if skipped > session.progress.skipped else "not_finite")
-    skipped_lately = session.progress.report(step, outputs, lr, session.engine.grad_norm(), skipped)
+    norm, busy_s = session.engine.grad_norm(), session.clock.busy_s
+    skipped_lately = session.progress.report(step, outputs, lr, norm, skipped, busy_s)
     if skipped_lately >= MAX_SKIPPED:
         raise DataError(
             f"{skipped_lately} steps up to {step} had gradients that are not finite and were skipped; lower optim.lr, "

@@ -1,8 +1,9 @@
 """How fast a run goes and how well: counted every step without waiting for the device, reduced when it is logged."""
 
 import math
+import statistics
 import time
-from typing import Any
+from typing import Any, Final
 
 from pipeline.distributed import Ranks
 from pipeline.errors import DataError
@@ -11,6 +12,16 @@ from pipeline.settings import Settings
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 """Dense bf16 peak of a GPU by a part of its name (vendor's data sheets); MFU is null for others and for CPUs."""
+
+STRAGGLER: Final = 0.1
+"""Share of a step by which the slowest rank may be behind the median of the others before the terminal names it."""
+
+
+def _slowest(line: dict[str, Any]) -> str:
+    """The slowest rank, where it holds up the others for more than a tenth of a step."""
+    if line["slowest_rank"] is None or line["slowest_lag_s"] <= STRAGGLER * line["step_s"]:
+        return ""
+    return f"slowest rank {line['slowest_rank']} (by {line['slowest_lag_s'] / line['step_s']:.0%} of a step) "
 
 
 def peak_flops(name: str) -> float | None:
@@ -38,6 +49,7 @@ class Progress:
         self._all_steps = 0
         self._skipped = skipped  # those before a resume are not new
         self._skipped_lately = 0
+        self._busy_s = 0.0
 
     @property
     def skipped(self) -> int:
@@ -58,11 +70,14 @@ class Progress:
         """Time that belongs to no step, such as a checkpoint's."""
         self._since += seconds
 
-    def report(self, step: int, outputs: list[Any], lr: float, grad_norm: float | None, skipped: int) -> int:
+    def report(
+        self, step: int, outputs: list[Any], lr: float, grad_norm: float | None, skipped: int, busy_s: float = 0.0
+    ) -> int:
         """Log step `step`; returns how many steps were skipped since a report without any. A collective.
 
         The losses are this step's means over the global batch, not over the steps in between, so that they do not
-        depend on where a run was resumed. The wait is that of the rank that waited longest.
+        depend on where a run was resumed. The wait is that of the rank that waited longest. `busy_s` is the time since
+        the start in which this rank did not wait for others: the rank with most of it is the slowest.
         """
         import torch
         import torch.distributed as dist
@@ -76,9 +91,12 @@ class Progress:
         dist.all_reduce(means, group=self._group)
         means /= self._ranks.world_size
         now = time.perf_counter()
-        worst = torch.tensor([self._waited / self._steps, (now - self._since) / self._steps], dtype=torch.float64)
-        dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=self._group)
-        wait_s, step_s = worst.tolist()
+        own_W3 = torch.zeros(self._ranks.world_size, 3, dtype=torch.float64)
+        own_W3[self._ranks.rank] = torch.tensor([self._waited, now - self._since, max(0.0, busy_s - self._busy_s)])
+        self._busy_s = busy_s
+        dist.all_reduce(own_W3, group=self._group)
+        wait_s, step_s = (own_W3[:, :2].amax(dim=0) / self._steps).tolist()
+        busy_W = (own_W3[:, 2] / self._steps).tolist()
         samples_per_s = self._settings.train.global_batch / step_s
         mfu = samples_per_s * self._flops / (self._peak * self._ranks.world_size) if self._peak else None
         newly_skipped, self._skipped = skipped - self._skipped, skipped
@@ -93,6 +111,8 @@ class Progress:
             "mfu": mfu,
             "data_wait_s": wait_s,
             "step_s": step_s,
+            "slowest_rank": busy_W.index(max(busy_W)) if any(busy_W) else None,
+            "slowest_lag_s": max(busy_W) - statistics.median(sorted(busy_W)[:-1] or busy_W),
             "memory_gib": _memory_gib(self._device),
         }
         self._log.metrics(line)
@@ -108,13 +128,14 @@ class Progress:
 
     def _say_line(self, line: dict[str, Any], now: float) -> None:
         num_steps = self._settings.train.steps
-        left_s = (now - self._began) / self._all_steps * (num_steps - line["step"])
+        minutes, seconds = divmod(int((now - self._began) / self._all_steps * (num_steps - line["step"])), 60)
         parts = " ".join(f"{key[5:]} {line[key]:.4f}" for key in line if key.startswith("loss_"))
         mfu = f" mfu {line['mfu']:.1%}" if line["mfu"] is not None else ""
         self.say(
             f"step {line['step']}/{num_steps} loss {line['loss']:.4f} ({parts}) lr {line['lr']:.2e} "
             f"{line['samples_per_s']:.0f} samples/s{mfu} waiting {line['data_wait_s'] / line['step_s']:.1%} "
-            f"left {int(left_s // 3600)}:{int(left_s // 60 % 60):02d}:{int(left_s % 60):02d}"
+            f"memory {line['memory_gib']:.1f} GiB {_slowest(line)}left "
+            f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
         )
 
 

@@ -1,4 +1,4 @@
-"""One bad micro-batch on one rank: no rank applies its step, its samples are named, the run goes on."""
+"""One rank of several that is not as the others: a bad micro-batch is skipped by all, a slow rank is named."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.dist
 NewRun = Callable[..., Run]
 BAD_STEP = 6
 PROGRAM = """
-import os
+import os, time
 from pipeline import pretrain, session
 from pipeline.command import run_rank_command
 prepare_of = session._preparation
@@ -29,8 +29,8 @@ def preparation(*arguments):
         nonlocal calls
         images, valid, draws = prepare(batch)
         calls += 1
-        if calls == 2 * {step} and os.environ["RANK"] == "1":  # two micro-batches a step
-            images["s2"][0] = float("nan")
+        if os.environ["RANK"] == "1":
+            {does}
         return images, valid, draws
     return spoil
 session._preparation = preparation
@@ -44,21 +44,40 @@ def _events(run: Run, rank: int) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == "skipped"]
 
 
+def _run_with(run: Run, tmp_path: Path, does: str) -> str:
+    """A run to the end in which rank 1 does something with each micro-batch; what was said."""
+    (tmp_path / "program.py").write_text(PROGRAM.format(does=does))
+    command = [sys.executable, "-c", LAUNCHER, *run.command[3:]]
+    environment = dict(os.environ, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("engine", [("engine.name=ddp",), ("engine.zero_stage=1",), ("engine.zero_stage=3",)])
 def test_bad_micro_batch_on_one_rank_is_skipped_by_all_and_its_samples_are_named(
     new_run: NewRun, tmp_path: Path, engine: tuple[str, ...]
 ) -> None:
     run = new_run("run", *engine)
-    (tmp_path / "program.py").write_text(PROGRAM.format(step=BAD_STEP))
-    command = [sys.executable, "-c", LAUNCHER, *run.command[3:]]
-    environment = dict(os.environ, PYTHONPATH=f"{tmp_path}:{ROOT}")
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    spoil = f"if calls == 2 * {BAD_STEP}: images['s2'][0] = float('nan')"  # two micro-batches a step
+    said = _run_with(run, tmp_path, spoil)
     (here,), (there,) = _events(run, 0), _events(run, 1)
     assert (here["step"], here["keys"]) == (BAD_STEP, [])
     spoilt = run.trace(1)[BAD_STEP - 1]
     assert there["step"] == BAD_STEP and there["keys"] == spoilt["keys"][2:]
     skipped = [line["skipped_steps"] for line in run.metrics()]
     assert skipped == [0] * (BAD_STEP - 1) + [1] * (14 - BAD_STEP + 1)
-    assert f"the loss of step {BAD_STEP} is not finite" in done.stdout
+    assert f"the loss of step {BAD_STEP} is not finite" in said
     assert json.loads((run.dir / "outcome.json").read_text())["outcome"] == "done"
+
+
+@pytest.mark.parametrize("does", ["time.sleep(0.2)", "pass"])
+def test_rank_that_holds_up_the_others_is_named(new_run: NewRun, tmp_path: Path, does: str) -> None:
+    run = new_run("run")
+    said = _run_with(run, tmp_path, does)
+    lags = [line["slowest_lag_s"] for line in run.metrics() if line["slowest_rank"] == 1]
+    if does == "pass":
+        assert all(lag < 0.3 for lag in lags)
+    else:
+        assert len(lags) >= 13 and min(lags[1:]) > 0.3, "two micro-batches of 0.2 s"
+        assert "slowest rank 1 (by " in said

@@ -72,3 +72,16 @@ def test_loss_that_is_not_finite_without_a_skip_ends_the_run(tmp_path: Path, gro
     with pytest.raises(DataError, match="the loss of step 2 is not finite"):
         progress.report(2, [_output(float("nan"), 1.0)], 1e-3, None, 1)
     log.close()
+
+
+def test_slowest_rank_is_named_with_the_time_since_the_last_line(
+    tmp_path: Path, group: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress, log = _progress(tmp_path, group)
+    for step, busy_s in ((1, 0.25), (2, 0.75)):
+        progress.count(0.0)
+        progress.report(step, [_output(1.0, 1.0)], 1e-3, None, 0, busy_s)
+    log.close()
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [(line["slowest_rank"], line["slowest_lag_s"]) for line in lines] == [(0, 0.0), (0, 0.0)]
+    assert "slowest" not in capsys.readouterr().out, "one rank has nobody to hold up"
