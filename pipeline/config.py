@@ -249,6 +249,7 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
         "run.num_processes": (settings.run.num_processes >= 0, "0 (choose for me) or more"),
         "run.threads": (settings.run.threads >= 0, "0 (choose for me) or more"),
         "run.timeout_s": (settings.run.timeout_s > 0, "above 0"),
+        "log.profile_steps": (settings.log.profile_steps >= 0, "0 (no profile) or more"),
         "guard.spike": (settings.guard.spike >= 0, "0 (never) or more"),
         "guard.window": (settings.guard.window >= 20, "20 or more"),
         "watchdog.start_s": (settings.watchdog.start_s >= 0, "0 (no limit) or more"),

@@ -36,6 +36,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
         batches, clock = iter(session.stream), session.clock
         _write_time(session, state.step)
         while state.step < num_steps and not is_stopping:
+            session.profile.begin(state.step + 1)
             session.watchdog.enter(Phase.DATA, state.step + 1)
             waited = time.perf_counter()
             with clock.part("data"):
@@ -60,6 +61,8 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
 
             is_logged = state.step % settings.log.every == 0 or state.step == num_steps
             with clock.part("log"):
+                if (profile := session.profile.end(state.step)) is not None:
+                    session.progress.say(f"profile: {profile}")
                 session.log.trace_step(state.step, batch, outputs)
                 if is_logged:
                     _report(session, state.step, outputs, lr)

@@ -20,6 +20,7 @@ from pipeline.metrics import RunLog
 from pipeline.pretrained import start_all_from
 from pipeline.progress import Progress
 from pipeline.settings import Settings
+from pipeline.step_profile import StepProfile
 from pipeline.stop import StopRequest
 from pipeline.stream.exact import ExactStream, Stream, StreamConfig
 from pipeline.stream.mixture import MixtureConfig, MixtureStream
@@ -57,6 +58,7 @@ class Session:
     watchdog: Watchdog
     clock: RunClock
     losses: LossWatch
+    profile: StepProfile
     log: RunLog
     progress: Progress
     failed_saves: int = 0
@@ -151,6 +153,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             watchdog=watchdog,
             clock=clock,
             losses=LossWatch(settings.guard, ranks.world_size, group),
+            profile=StepProfile(run_dir, settings.log.profile_steps if ranks.is_first else 0, state.step),
             log=log,
             progress=progress,
         )

@@ -100,6 +100,8 @@ class LogSettings:
     """Write event files under tensorboard/ too."""
     trace: bool = False
     """Write each step's sample keys, a digest of its masks and its exact loss into trace-rankNNNNN.jsonl."""
+    profile_steps: int = 0
+    """Steps of which rank 0 writes a profile into profile/, from the fourth of each attempt on."""
 
 
 @dataclass(frozen=True, kw_only=True)

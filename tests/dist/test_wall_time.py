@@ -1,5 +1,6 @@
-"""Where the time of a run went is told to 1 %, a kill included."""
+"""Where the time of a run went is told to 1 %, a kill included; a profile tells more of some steps."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -32,3 +33,18 @@ def test_every_part_is_timed_and_less_than_one_percent_is_not_attributed(new_run
     first, second = account(run.dir).attempts
     assert (first.first_step, second.first_step, second.last_step) == (0, 4, 14)
     assert second.restart_s > 0
+
+
+def test_profile_holds_the_steps_asked_for_and_changes_no_number(new_run: NewRun) -> None:
+    plain, profiled = new_run("plain"), new_run("profiled", "log.profile_steps=2")
+    plain.finish()
+    said = profiled.finish()
+    trace = profiled.dir / "profile" / "step-00000004-00000005.json"
+    assert f"profile: {trace}" in said
+    names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
+    optimiser = [name for name in names if name and name.startswith("Optimizer.step#")]
+    assert len(optimiser) == 2, "two steps"
+    assert "Self CPU" in trace.with_suffix(".txt").read_text()
+    assert sorted(path.suffix for path in trace.parent.iterdir()) == [".json", ".txt"]
+    assert profiled.weights() == plain.weights()
+    assert not (plain.dir / "profile").exists()
