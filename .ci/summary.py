@@ -5,7 +5,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-ALLOWED_SKIPS = ["needs a GPU"]
+ALLOWED_SKIPS = ["needs a GPU", "needs the optional package"]
 # Where the machine has namespaces, the tests in them must run.
 NAMESPACES = {"--mount": "needs a mount namespace", "--net": "needs network namespaces"}
 for option, reason in NAMESPACES.items():

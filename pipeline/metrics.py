@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics, events, TensorBoard, and a trace of what was trained on what.
+"""What a run says of itself: metrics, events, and a trace of what was trained on what.
 
 Every file is JSON lines. A step that is replayed after a kill is written once: on resuming, lines behind the
 checkpoint's step are dropped, and with them a line that the kill cut in half.
@@ -6,11 +6,14 @@ checkpoint's step are dropped, and with them a line that the kill cut in half.
 
 import json
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
+
+from pipeline.trackers import Tracker
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -56,9 +59,11 @@ def event_line(name: str, step: int, **details: Any) -> dict[str, Any]:
 
 
 class RunLog:
-    """The files of one rank in the run folder; metrics and TensorBoard are rank 0's."""
+    """The files of one rank in the run folder; metrics and trackers are rank 0's."""
 
-    def __init__(self, run_dir: Path, rank: int, resumed_step: int, trace: bool, tensorboard: bool) -> None:
+    def __init__(
+        self, run_dir: Path, rank: int, resumed_step: int, trace: bool, trackers: Sequence[Tracker] = ()
+    ) -> None:
         names = [f"trace-rank{rank:05d}.jsonl"] if trace else []
         if rank == 0:
             names.append("metrics.jsonl")
@@ -67,11 +72,7 @@ class RunLog:
         self._events = LineWriter(run_dir / f"events-rank{rank:05d}.jsonl")
         self._metrics = LineWriter(run_dir / "metrics.jsonl") if rank == 0 else None
         self._trace = LineWriter(run_dir / f"trace-rank{rank:05d}.jsonl") if trace else None
-        self._board: Any = None
-        if tensorboard and rank == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed_step + 1)
+        self._trackers = trackers
 
     def event(self, name: str, step: int, **details: Any) -> None:
         """Something that happened once: start, resume, checkpoint, stop, done."""
@@ -81,10 +82,9 @@ class RunLog:
         """One logged step, on rank 0."""
         if self._metrics is not None:
             self._metrics.write(line)
-        if self._board is not None:
-            for key, value in line.items():
-                if key != "step" and value is not None:
-                    self._board.add_scalar(key, value, line["step"])
+        figures = {key: value for key, value in line.items() if key != "step" and value is not None}
+        for tracker in self._trackers:
+            tracker.log(line["step"], figures)
 
     def trace_step(self, step: int, batch: Any, outputs: list[Any]) -> None:
         """Exactly what this rank trained on: sample keys, a CRC-32C of the masks, the loss of each micro-batch.
@@ -107,8 +107,8 @@ class RunLog:
         for writer in (self._events, self._metrics, self._trace):
             if writer is not None:
                 writer.close()
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def write_whole(path: Path, content: str) -> None:

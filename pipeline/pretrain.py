@@ -15,6 +15,7 @@ from pipeline.launch import count_processes, follow_launcher, start_ranks
 from pipeline.run_folder import check_resumable
 from pipeline.settings import Settings
 from pipeline.stop import StopRequest
+from pipeline.trackers import check_trackers
 
 _EPILOG = """\
 keys: see configs/*.yaml; a key given here wins over the file. Examples:
@@ -76,6 +77,7 @@ def check_launch(settings: Settings, num_ranks: int | None) -> int:
     from sharding.dataset import read_manifest
 
     check_resumable(with_model(settings, model_config(settings)))
+    check_trackers(settings.log)
     for member in settings.data.mixture or (settings.data,):
         read_manifest(member.url).shards_of(member.split)
     world_size = count_processes(settings.run.num_processes, settings.engine.device) if num_ranks is None else num_ranks

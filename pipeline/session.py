@@ -24,6 +24,7 @@ from pipeline.step_profile import StepProfile
 from pipeline.stop import StopRequest
 from pipeline.stream.exact import ExactStream, Stream, StreamConfig
 from pipeline.stream.mixture import MixtureConfig, MixtureStream
+from pipeline.trackers import check_trackers, open_trackers
 from pipeline.watchdog import Watchdog
 
 
@@ -74,6 +75,7 @@ class Session:
 def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterator[Session]:
     """Open the run of `settings` on this rank; a collective. Closes everything, in reverse, at the end."""
     with contextlib.ExitStack() as stack:
+        check_trackers(settings.log)
         config = model_config(settings)
         settings = with_model(settings, config)
         device = choose_device(settings.engine.device, ranks.local_rank)
@@ -133,7 +135,9 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             state = TrainState(**found.state)
             stream.load_state_dict(state.stream)
 
-        log = _StreamLog(stream, run_dir, ranks.rank, state.step, settings.log.trace, settings.log.tensorboard)
+        told = run_folder.flatten(asdict(settings))
+        trackers = open_trackers(settings.log, run_dir, state.step, told) if ranks.is_first else []
+        log = _StreamLog(stream, run_dir, ranks.rank, state.step, settings.log.trace, trackers)
         stack.callback(log.close)
         progress = Progress(settings, ranks, device, flops, group, log, engine.skipped_steps)
         _say_start(log, progress, found, state, changed, ranks, _device_name(device))

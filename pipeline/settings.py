@@ -98,6 +98,10 @@ class LogSettings:
     """Steps between lines in metrics.jsonl."""
     tensorboard: bool = True
     """Write event files under tensorboard/ too."""
+    wandb: str = ""
+    """Project of Weights & Biases to log to, too; empty: none. Needs the package wandb."""
+    mlflow: str = ""
+    """Tracking URI of MLflow to log to, too; empty: none. Needs the package mlflow."""
     trace: bool = False
     """Write each step's sample keys, a digest of its masks and its exact loss into trace-rankNNNNN.jsonl."""
     profile_steps: int = 0

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PASSED = '<testcase classname="a" name="ok"/>'
 FAILED = '<testcase classname="a" name="bad"><failure message="no"/></testcase>'
 ON_GPU = '<testcase classname="a" name="fast"><skipped message="needs a GPU"/></testcase>'
+OPTIONAL = '<testcase classname="a" name="timm"><skipped message="needs the optional package timm"/></testcase>'
 NO_SERVER = '<testcase classname="a" name="s3"><skipped message="no server"/></testcase>'
 
 
@@ -18,6 +19,7 @@ NO_SERVER = '<testcase classname="a" name="s3"><skipped message="no server"/></t
     [
         (PASSED * 3, 0, "3 passed, 0 failed, 0 skipped"),
         (PASSED + ON_GPU, 0, "1 passed, 0 failed, 1 skipped"),
+        (PASSED + OPTIONAL, 0, "1 passed, 0 failed, 1 skipped"),
         (PASSED + FAILED, 1, "1 passed, 1 failed, 0 skipped"),
         (PASSED + NO_SERVER, 1, "1 passed, 0 failed, 1 skipped"),
         (ON_GPU, 1, "0 passed, 0 failed, 1 skipped"),

@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def _needs(*packages: str) -> pytest.MarkDecorator:
     missing = [package for package in packages if find_spec(package) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed")
+    return pytest.mark.skipif(bool(missing), reason=f"needs the optional packages {', '.join(missing)}")
 
 
 @pytest.fixture(scope="module")

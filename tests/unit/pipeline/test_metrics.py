@@ -24,12 +24,12 @@ def test_reading_stops_at_a_cut_line(tmp_path: Path) -> None:
 
 
 def test_resumed_log_keeps_events_and_cuts_metrics(tmp_path: Path) -> None:
-    first = RunLog(tmp_path, 0, 0, trace=False, tensorboard=False)
+    first = RunLog(tmp_path, 0, 0, trace=False)
     first.event("start", 0)
     for step in (1, 2, 3):
         first.metrics({"step": step})
     first.close()
-    second = RunLog(tmp_path, 0, 2, trace=False, tensorboard=False)
+    second = RunLog(tmp_path, 0, 2, trace=False)
     second.event("resume", 2, from_step=2)
     second.metrics({"step": 3})
     second.close()
@@ -38,7 +38,7 @@ def test_resumed_log_keeps_events_and_cuts_metrics(tmp_path: Path) -> None:
 
 
 def test_other_ranks_write_no_metrics(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, 1, 0, trace=False, tensorboard=True)
+    log = RunLog(tmp_path, 1, 0, trace=False)
     log.metrics({"step": 1})
     log.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["events-rank00001.jsonl"]

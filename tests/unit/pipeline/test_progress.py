@@ -38,7 +38,7 @@ def _progress(tmp_path: Path, group: Any, skipped: int = 0) -> tuple[Progress, R
         train=TrainSettings(steps=10, global_batch=8),
         run=RunSettings(dir=str(tmp_path)),
     )
-    log = RunLog(tmp_path, 0, 0, trace=False, tensorboard=False)
+    log = RunLog(tmp_path, 0, 0, trace=False)
     ranks = Ranks(rank=0, world_size=1, local_rank=0)
     return Progress(settings, ranks, torch.device("cpu"), 100, group, log, skipped), log
 
