@@ -32,6 +32,7 @@ class Phase(StrEnum):
     DATA = "waiting for data"
     STEP = "step"
     CHECKPOINT = "checkpoint"
+    END = "end"
 
 
 _ORDER: Final = list(Phase)
@@ -40,6 +41,7 @@ _ADVICE: Final = {
     Phase.DATA: "see whether the data can be read, such as with python -m pipeline.stream bench",
     Phase.STEP: "see what its stacks wait for",
     Phase.CHECKPOINT: "see whether the run folder can be written",
+    Phase.END: "see what its stacks wait for",
 }
 
 

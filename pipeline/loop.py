@@ -78,6 +78,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
                 stop.honoured(reason)
 
         outcome = "done" if state.step >= num_steps or reason is None else _OUTCOMES[reason]
+        session.watchdog.enter(Phase.END, state.step + 1)
         with clock.part("end"):
             _say_end(session, state, outcome)
         _write_time(session, state.step)

@@ -74,6 +74,7 @@ class Watchdog:
             Phase.DATA: ("data_s", settings.data_s),
             Phase.STEP: ("step_s", settings.step_s),
             Phase.CHECKPOINT: ("checkpoint_s", settings.checkpoint_s),
+            Phase.END: ("end", 0.0),  # what a service of others has not got yet may take its time
         }
         self._usual_s = 0.0
         self._told: _Place | None = None

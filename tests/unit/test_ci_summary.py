@@ -20,6 +20,7 @@ NO_SERVER = '<testcase classname="a" name="s3"><skipped message="no server"/></t
         (PASSED * 3, 0, "3 passed, 0 failed, 0 skipped"),
         (PASSED + ON_GPU, 0, "1 passed, 0 failed, 1 skipped"),
         (PASSED + OPTIONAL, 0, "1 passed, 0 failed, 1 skipped"),
+        (PASSED + OPTIONAL.replace("timm", "onnx"), 1, "1 passed, 0 failed, 1 skipped"),
         (PASSED + FAILED, 1, "1 passed, 1 failed, 0 skipped"),
         (PASSED + NO_SERVER, 1, "1 passed, 0 failed, 1 skipped"),
         (ON_GPU, 1, "0 passed, 0 failed, 1 skipped"),

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import fields, replace
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -101,8 +100,6 @@ def _first_batch(url: str) -> Any:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_features_equal_those_of_our_code_bit_for_bit(tmp_path: Path, url: str, variant: str) -> None:
-    if variant == "xformers" and find_spec("xformers") is None:
-        pytest.skip("xformers is not installed")
     run = make_run(tmp_path, url, VARIANTS[variant])
     ours, folder = load_model(str(run)).model, export(run)
     theirs, full = inference(folder).load(folder), load_exported(folder)
