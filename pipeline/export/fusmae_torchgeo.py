@@ -6,7 +6,7 @@ With the exported folder on `sys.path`, `import fusmae_torchgeo` puts both into 
     model = torchgeo.models.get_model("fusmae", weights=weights)
 
 The model normalises by itself, so the entry's transforms change nothing. `torchgeo.models` has no public way to add a
-model; its two tables, `_model` and `_model_weights` of 0.6 to 0.8, are written to.
+model; its two tables, `_model` and `_model_weights` of 0.8, are written to.
 """
 
 import json
