@@ -166,7 +166,11 @@ class Watchdog:
         return name, limit, place.since
 
     def _claim(self, place: _Place, limit: float, idle_s: float) -> None:
-        """Say to those who may wait for this rank that its place has a longer limit than theirs; once a place."""
+        """Say to those who may wait for this rank that its place has a longer limit than theirs, while it is in it."""
+        if self._told not in (None, place):
+            self._told = None
+            with contextlib.suppress(OSError):
+                hang.unclaim(self._run_dir, self._rank)
         step_s = self._limits[Phase.STEP][1]
         is_longer = place.phase is not Phase.STEP and not 0 < limit <= step_s
         if step_s and is_longer and idle_s >= step_s / 2 and self._told != place:
@@ -179,7 +183,12 @@ class Watchdog:
         if len(self._roll.owners) == 1:
             return []
         claims = hang.claims(self._run_dir, self._roll, but=self._rank)
-        return [phase for step, phase in claims if hang.is_behind(step, phase, place.step, place.phase)]
+        return [phase for step, phase in claims if self._may_wait_for(step, phase, place)]
+
+    def _may_wait_for(self, step: int, phase: Phase, place: _Place) -> bool:
+        """Whether a claim may still hold: a rank that was stopped could not take its own back."""
+        is_near = place.step <= self._first_step if phase is Phase.START else step >= place.step - 1
+        return is_near and hang.is_behind(step, phase, place.step, place.phase)
 
     def _end_run(self, account: Account) -> None:
         try:

@@ -142,9 +142,16 @@ def test_rank_waits_as_long_as_the_one_that_waits_for_its_data_may(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("claimed", "attempt"), [(None, "now"), ((10, Phase.DATA), "now"), ((8, Phase.CHECKPOINT), "then")]
+    ("claimed", "attempt"),
+    [
+        (None, "now"),
+        ((10, Phase.DATA), "now"),
+        ((8, Phase.CHECKPOINT), "then"),
+        ((7, Phase.CHECKPOINT), "now"),
+        ((0, Phase.START), "now"),
+    ],
 )
-def test_rank_waits_no_longer_for_one_that_is_ahead_or_of_another_attempt(
+def test_rank_waits_no_longer_for_one_that_is_ahead_or_was_there_long_ago_or_in_another_attempt(
     tmp_path: Path, claimed: tuple[int, Phase] | None, attempt: str
 ) -> None:
     assert _wait_for_another(tmp_path, claimed, Roll(attempt=attempt, owners=PAIR.owners)) < 1.6
@@ -154,9 +161,10 @@ def test_rank_that_waits_for_long_says_where_it_stands_until_it_ends(tmp_path: P
     with Watchdog(tmp_path, 1, PAIR, _settings(data_s=20, step_s=0.4)) as dog:
         _two_steps(dog, 8)
         dog.enter(Phase.DATA, 9)
-        _until(lambda: hang.claims(tmp_path, PAIR, but=0))
-        assert hang.claims(tmp_path, PAIR, but=0) == [(9, Phase.DATA)]
+        _until(lambda: hang.claims(tmp_path, PAIR, but=0) == [(9, Phase.DATA)])
         assert hang.claims(tmp_path, PAIR, but=1) == []
+        dog.enter(Phase.DATA, 10)
+        _until(lambda: hang.claims(tmp_path, PAIR, but=0) != [(9, Phase.DATA)])
     assert list(tmp_path.iterdir()) == []
 
 
