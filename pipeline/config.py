@@ -32,15 +32,20 @@ def load_settings(path: str | Path, overrides: list[str]) -> Settings:
         raise ConfigError(
             f"cannot read the settings {source}: {error.strerror}; give the path of a YAML file"
         ) from error
+    return settings_of_text(text, str(source), overrides)
+
+
+def settings_of_text(text: str, name: str, overrides: list[str]) -> Settings:
+    """The settings in a YAML text, which messages call `name`; see `load_settings`."""
     try:
         raw = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{name} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{source} holds no settings; start with data:, train: and run:, see configs/")
+        raise ConfigError(f"{name} holds no settings; start with data:, train: and run:, see configs/")
     for override in overrides:
         _apply(raw, override)
-    return parse_settings(raw, str(source))
+    return parse_settings(raw, name)
 
 
 def parse_settings(raw: dict[str, Any], name: str) -> Settings:

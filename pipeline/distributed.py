@@ -85,9 +85,15 @@ def join(device: Any, timeout_s: float) -> Any:
     """
     import torch.distributed as dist
 
-    timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
-    return dist.new_group(backend="gloo", timeout=timeout)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
+    return cpu_group(timeout_s)
+
+
+def cpu_group(timeout_s: float) -> Any:
+    """One more group of all ranks, CPU-side, for a thread of its own. A collective."""
+    import torch.distributed as dist
+
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
 
 def all_agree(ok: bool, group: Any) -> bool:

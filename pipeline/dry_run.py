@@ -1,17 +1,15 @@
 """What a run will need, said before a GPU is touched: memory, data, time, disk. Starts nothing and writes nothing."""
 
-import math
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoint_plan import CheckpointPlan, plan_checkpoints
 from pipeline.config import cross_scale_config, micro_batches, model_config
 from pipeline.errors import ConfigError
 from pipeline.memory_plan import EngineKind, Gpu, ModelStates, checkpoint_bytes, find_gpu, kinds, model_states
-from pipeline.settings import CheckpointSettings, Settings
+from pipeline.settings import Settings
 from pipeline.stream.mixture_config import MixtureMember
 from pipeline.stream.shares import Shares
 from sharding.manifest import Manifest
@@ -93,27 +91,6 @@ class TimePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointPlan:
-    """Disk and time that checkpoints take."""
-
-    each_bytes: int
-    saves: int
-    kept: int
-    """When the run is done."""
-    needed_bytes: int
-    """At the most: those kept, and one being written."""
-    present_bytes: int
-    """Of them, in run.dir already."""
-    free_bytes: int
-    """In the file system of run.dir; quotas are not seen."""
-    write_gbps: float
-    """Assumed: GB/s of all ranks together."""
-    save_s: float
-    time_share: float | None
-    """Time of a save by the time between two; None without a GPU."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All of it."""
 
@@ -156,7 +133,12 @@ def plan_run(settings: Settings, world_size: int, gpu_name: str, mfu: float, wri
         memory=memory,
         data=data,
         time=time,
-        checkpoints=_plan_checkpoints(settings, model.parameters, world_size, time, write_gbps),
+        checkpoints=plan_checkpoints(
+            settings,
+            checkpoint_bytes(_own_kind(settings), model.parameters, world_size),
+            None if time is None else time.step_s,
+            write_gbps,
+        ),
     )
 
 
@@ -325,52 +307,3 @@ def _plan_time(
         hours=hours,
         gpu_hours=hours * world_size,
     )
-
-
-def _plan_checkpoints(
-    settings: Settings, parameters: int, world_size: int, time: TimePlan | None, write_gbps: float
-) -> CheckpointPlan:
-    steps, wanted = settings.train.steps, settings.checkpoint
-    each = checkpoint_bytes(_own_kind(settings), parameters, world_size)
-    saves = -(-steps // wanted.every)
-    kept = _num_kept(saves, wanted)
-    most = _num_kept(saves - 1, wanted) + 1  # what is superfluous goes when the new one is committed
-    save_s = each / (write_gbps * 1e9)
-    folder = Path(settings.run.dir).absolute()
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    plan = CheckpointPlan(
-        each_bytes=each,
-        saves=saves,
-        kept=kept,
-        needed_bytes=most * each,
-        present_bytes=_present_bytes(folder / "checkpoints"),
-        free_bytes=shutil.disk_usage(existing).free,
-        write_gbps=write_gbps,
-        save_s=save_s,
-        time_share=None if time is None else save_s / (min(wanted.every, steps) * time.step_s),
-    )
-    if plan.needed_bytes - plan.present_bytes > plan.free_bytes:
-        milestones = ", write a larger checkpoint.keep_every" if wanted.keep_every else ""
-        fewer = ", write checkpoint.keep=2" if wanted.keep > 2 else ""
-        raise ConfigError(
-            f"the checkpoints of this run need {plan.needed_bytes / 1e9:.1f} GB ({most} of {each / 1e9:.2f} GB, one "
-            f"being written), {plan.present_bytes / 1e9:.1f} GB of them are there, and the file system of "
-            f"run.dir={settings.run.dir} has {plan.free_bytes / 1e9:.1f} GB free; free space{fewer}{milestones}, or "
-            "choose another run.dir"
-        )
-    return plan
-
-
-def _num_kept(saves: int, wanted: CheckpointSettings) -> int:
-    """Checkpoints that stay after so many saves: the newest, and the older ones that are milestones."""
-    older = max(saves - wanted.keep, 0)  # never the last save, whose step need not be a multiple of `every`
-    between = math.lcm(wanted.every, wanted.keep_every) if wanted.keep_every else 0
-    return saves - older + (older * wanted.every // between if between else 0)
-
-
-def _present_bytes(folder: Path) -> int:
-    """Bytes of a run's checkpoints, those apart that are pinned and stay besides."""
-    from pipeline.checkpoint.files import PIN_NAME
-
-    places = [place for place in folder.glob("*") if not (place / PIN_NAME).exists()]
-    return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())

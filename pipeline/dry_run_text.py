@@ -99,8 +99,8 @@ def _checkpoints(plan: Plan) -> list[str]:
         "checkpoints",
         [
             f"{_gb(saves.each_bytes)} each, {saves.saves:,} saves, {saves.kept:,} kept",
-            f"{_gb(saves.needed_bytes)} needed with the one being written{present}; {_gb(saves.free_bytes)} free at "
-            f"{plan.run_dir}",
+            f"{_gb(saves.needed_bytes)} needed with the one being written{present}, at {saves.place}",
+            f"{_gb(saves.free_bytes)} free at {saves.local}",
             f"{saves.save_s:.1f} s a save at an assumed {saves.write_gbps:g} GB/s{share}",
         ],
     )

@@ -6,9 +6,10 @@ is small on purpose: the loop knows no engine.
 
 import contextlib
 import io
+import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,15 @@ class Engine(ABC):
         """Steps that were not applied because a gradient was not finite."""
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of the engine's state. A collective."""
+    def snapshot(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
+        """This rank's part of the engine's state, by the path of the file that `torch.save` will write. A collective.
+
+        What is given is made by `copied`, which may return its argument where nothing changes before it is written.
+        """
 
     @abstractmethod
     def load(self, folder: Path) -> None:
-        """Read this rank's part back. A collective."""
+        """Read what `snapshot` gave, from files in `folder`. A collective."""
 
     @abstractmethod
     def weights(self) -> dict[str, Any]:
@@ -94,6 +98,9 @@ class DeepSpeedEngine(Engine):
             )
         # It would copy its conversion scripts into every checkpoint; ours holds converted weights.
         self._engine._copy_recovery_script = lambda *_: None
+        from pipeline.deepspeed_recorder import Recorder
+
+        self._engine.checkpoint_engine = self._recorder = Recorder()
 
     @override
     def __call__(self, *inputs: Any, **named: Any) -> Any:
@@ -122,30 +129,19 @@ class DeepSpeedEngine(Engine):
         return int(self._engine.skipped_steps)
 
     @override
-    def save(self, folder: Path) -> None:
+    def snapshot(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
         from deepspeed.checkpoint.constants import UNIVERSAL_CHECKPOINT_INFO
 
-        # DeepSpeed ends its save with a barrier: a rank that raises before, on a full disk, would leave the others
-        # in it until the timeout. So a failed write is kept, and raised when all are through.
-        failures: list[Exception] = []
-        writer = self._engine.checkpoint_engine
-        write = writer.save
+        files: dict[str, Any] = {}
 
-        def write_or_keep(*arguments: Any, **named: Any) -> Any:
-            try:
-                return write(*arguments, **named)
-            except (OSError, RuntimeError) as error:
-                failures.append(error)
+        def take(path: str, state: Any) -> None:
+            files[os.path.relpath(path, "snapshot")] = copied(state)
 
-        writer.save = write_or_keep
-        try:
-            # The empty entry is what DeepSpeed's converter asks for when the world size changes (stages 1 and 2).
-            client_state: dict[str, Any] = {UNIVERSAL_CHECKPOINT_INFO: {}}
-            self._engine.save_checkpoint(str(folder), tag=_TAG, client_state=client_state, save_latest=False)
-        finally:
-            del writer.save
-        if failures:
-            raise failures[0]
+        # The empty entry is what DeepSpeed's converter asks for when the world size changes (stages 1 and 2).
+        client_state: dict[str, Any] = {UNIVERSAL_CHECKPOINT_INFO: {}}
+        with self._recorder.taking(take):
+            self._engine.save_checkpoint("snapshot", tag=_TAG, client_state=client_state, save_latest=False)
+        return files
 
     @override
     def load(self, folder: Path) -> None:
@@ -235,17 +231,13 @@ class DdpEngine(Engine):
         return self._skipped
 
     @override
-    def save(self, folder: Path) -> None:
-        import torch
+    def snapshot(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
         import torch.distributed as dist
 
-        if dist.get_rank() == 0:
-            (folder / _TAG).mkdir(parents=True, exist_ok=True)
-            state = {
-                "masters": [m.detach() for m in self._masters],
-                "optimiser": self._optimiser.state_dict(),
-            }
-            torch.save(state | {"skipped": self._skipped}, folder / _TAG / "ddp.pt")
+        if dist.get_rank() != 0:
+            return {}
+        state = {"masters": [m.detach() for m in self._masters], "optimiser": self._optimiser.state_dict()}
+        return {f"{_TAG}/ddp.pt": copied(state | {"skipped": self._skipped})}
 
     @override
     def load(self, folder: Path) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pipeline.command import run_command
-from pipeline.config import load_settings, to_dict
+from pipeline.config import to_dict
 from pipeline.data_settings import DataSettings
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.linear import ProbeSettings, probe
 from pipeline.metrics import write_whole
 from pipeline.neighbours import KnnSettings, knn
@@ -52,15 +52,9 @@ def resolve_settings(run_dir_or_checkpoint: str, overrides: list[str]) -> Evalua
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
-    given = Path(run_dir_or_checkpoint)
-    candidates = [folder / "config.yaml" for folder in (given, given.parent.parent)]
-    config = next((path for path in candidates if path.exists()), None)
-    if config is None:
-        raise CheckpointError(
-            f"{given} is neither a run folder nor a checkpoint of one (no config.yaml); "
-            "give the run.dir of python -m pipeline.pretrain or one of its checkpoints/step-*"
-        )
-    raw: dict[str, dict[str, Any] | Any] = {"data": to_dict(load_settings(config, []).data)}
+    from pipeline.checkpoint.named import named
+
+    raw: dict[str, dict[str, Any] | Any] = {"data": to_dict(named(run_dir_or_checkpoint).settings().data)}
     for override in overrides:
         key, equals, value = override.partition("=")
         group, _, name = key.partition(".")

@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from pipeline import checkpoint
+from pipeline.checkpoint import Saved
 from pipeline.distributed import Ranks
 from pipeline.errors import DataError, StorageError
 from pipeline.hang import Phase
@@ -71,7 +71,9 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
             is_stopping = reason is not None and reason.stops
             if state.step % every == 0 or state.step == num_steps or reason:
                 with clock.part("checkpoint"):
-                    _save(session, state, must_succeed=is_stopping or state.step == num_steps)
+                    _save(session, state, must_succeed=is_stopping or state.step == num_steps, waits=bool(reason))
+            elif (saved := session.saver.poll()) is not None:
+                _tell_saved(session, saved)
             if is_logged:
                 _write_time(session, state.step)
             if reason:
@@ -126,36 +128,52 @@ def _tell(session: Session, found: Finding, name: str) -> None:
     )
 
 
-def _save(session: Session, state: TrainState, must_succeed: bool) -> None:
+def _save(session: Session, state: TrainState, must_succeed: bool, waits: bool) -> None:
     session.watchdog.enter(Phase.CHECKPOINT, state.step)
-    began = time.perf_counter()
+    _finish_save(session, must_succeed=False)
     about = describe(session.settings, session.stream)
+    session.saver.begin(state.step, session.engine, asdict(state), about)
+    session.progress.exclude(session.saver.stall_s)
+    session.begun_save = state.step
+    if must_succeed or waits or not session.settings.checkpoint.background:
+        _finish_save(session, must_succeed)
+
+
+def _finish_save(session: Session, must_succeed: bool) -> None:
+    """Wait until the save that was begun is committed, and say so, or that it failed."""
+    began = time.perf_counter()
     try:
-        path = checkpoint.save(session.checkpoints, state.step, session.engine, asdict(state), about, session.group)
+        saved = session.saver.finish()
     except StorageError as error:
-        session.progress.exclude(time.perf_counter() - began)
         session.failed_saves += 1
-        session.log.event("save_failed", state.step, reason=str(error))
+        session.log.event("save_failed", session.begun_save, reason=str(error))
         if must_succeed or session.failed_saves >= MAX_FAILED_SAVES:
             raise StorageError(f"{error} and run the same command again") from error
         session.progress.say(
             f"warning: {error}; the run goes on without, failed save {session.failed_saves} of {MAX_FAILED_SAVES}"
         )
         return
+    finally:
+        session.progress.exclude(time.perf_counter() - began)
+    if saved is not None:
+        _tell_saved(session, saved)
+
+
+def _tell_saved(session: Session, saved: Saved) -> None:
     session.failed_saves = 0
-    if session.ranks.is_first:
-        checkpoint.retain(session.checkpoints, session.settings.checkpoint.keep, session.settings.checkpoint.keep_every)
-    seconds = time.perf_counter() - began
-    session.progress.exclude(seconds)
-    session.log.event("checkpoint", state.step, seconds=round(seconds, 3))
-    session.progress.say(f"saved {path} in {seconds:.1f} s")
+    seconds, stall_s = round(saved.seconds, 3), round(saved.stall_s, 3)
+    session.log.event("checkpoint", saved.step, seconds=seconds, stall_s=stall_s)
+    stood = "" if saved.seconds - saved.stall_s < 0.05 else f", of which training stood still for {saved.stall_s:.2f} s"
+    session.progress.say(f"saved {saved.name} in {saved.seconds:.1f} s{stood}")
+    if saved.remark:
+        session.progress.say(f"warning: {saved.remark}")
 
 
 def _say_end(session: Session, state: TrainState, outcome: str) -> None:
     session.log.event("done" if outcome == "done" else "stop", state.step, outcome=outcome)
     if session.ranks.is_first:
         said = outcome if outcome in ("done", "stopped") else "saved"
-        say_outcome(session.checkpoints.parent, said, state.step)
+        say_outcome(session.run_dir, said, state.step)
     words = {
         "done": "done",
         "saved": "stopped as asked, saved",

@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from pipeline import checkpoint, hang, run_folder, universal
 from pipeline.clock import RunClock, event_maker
-from pipeline.config import cross_scale_config, micro_batches, model_config, with_model
-from pipeline.distributed import Ranks, all_agree, choose_device, join, leave
+from pipeline.config import cross_scale_config, dump_settings, micro_batches, model_config, with_model
+from pipeline.distributed import Ranks, all_agree, choose_device, cpu_group, join, leave
 from pipeline.engine import Engine, build_engine, import_deepspeed
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.loss_watch import LossWatch
@@ -62,13 +62,16 @@ class Session:
     profile: StepProfile
     log: RunLog
     progress: Progress
+    saver: checkpoint.Saver
     failed_saves: int = 0
     """Saves in a row that could not be written."""
+    begun_save: int = 0
+    """Step of the save that was begun last."""
 
     @property
-    def checkpoints(self) -> Path:
-        """The folder of the run's checkpoints."""
-        return Path(self.settings.run.dir) / "checkpoints"
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.settings.run.dir)
 
 
 @contextlib.contextmanager
@@ -96,6 +99,10 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             hang.keep_apart(run_dir)
         all_agree(True, group)  # nobody reads the folder before rank 0 owns it
         roll = hang.call_roll(group)
+        checkpoints, kept = _open_checkpoints(settings, ranks, roll), settings.checkpoint
+        save_group = cpu_group(settings.run.timeout_s)
+        saver = checkpoint.Saver(checkpoints.place, save_group, kept.keep, kept.keep_every, kept.background)
+        stack.callback(saver.close)
         watchdog = Watchdog(run_dir, ranks.rank, roll, settings.watchdog)
         stack.enter_context(watchdog)
         clock = RunClock(run_dir, ranks.rank, roll.attempt, event_maker(device))
@@ -118,9 +125,11 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
                 about["mixture"] = stream.describe()
             fingerprint = stream.fingerprint if isinstance(stream, MixtureStream) else stream.manifest.fingerprint
             run_folder.record(settings, fingerprint, about)
+            checkpoints.write_config(dump_settings(settings))
 
-        found = checkpoint.find(run_dir / "checkpoints", group)
+        found = checkpoint.find(checkpoints.shelf, group, checkpoints.fetched, ranks.local_rank)
         if found is not None:
+            checkpoints.place.replaceable = found.rejected_names
             _check_same_run(found, describe(settings, stream))
         initial = None
         if found is None and settings.train.init_weights:
@@ -129,7 +138,9 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             )
         if settings.engine.compile:
             model.compile(dynamic=False)
-        engine = _build_and_load(model, settings, device, accumulation, found, ranks, group)
+        engine = _build_and_load(model, settings, device, accumulation, found, ranks, group, checkpoints.is_shared)
+        if ranks.local_rank == 0:
+            checkpoints.forget_fetched()
         state = TrainState(step=0, stream=stream.state_dict())
         if found is not None:
             state = TrainState(**found.state)
@@ -160,7 +171,18 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             profile=StepProfile(run_dir, settings.log.profile_steps if ranks.is_first else 0, state.step),
             log=log,
             progress=progress,
+            saver=saver,
         )
+
+
+def _open_checkpoints(settings: Settings, ranks: Ranks, roll: hang.Roll) -> checkpoint.Checkpoints:
+    """The run's checkpoints, with this attempt as the only one that may publish."""
+    owner = f"{roll.owners[0]}, {roll.attempt[:19]} UTC"
+    own = (ranks.rank - ranks.local_rank, ranks.local_rank == 0)
+    found = checkpoint.open_checkpoints(Path(settings.run.dir), settings.checkpoint, roll.attempt, owner, *own)
+    if ranks.is_first:
+        found.fence.take()
+    return found
 
 
 class _StreamLog(RunLog):
@@ -206,7 +228,7 @@ def _check_same_run(found: checkpoint.Found, about: dict[str, Any]) -> None:
     differing = [f"{key} ({there.get(key)!r} there, {now[key]!r} now)" for key in now if there.get(key) != now[key]]
     if differing:
         raise CheckpointError(
-            f"{found.path} is of another run: {', '.join(differing[:5])}; choose another run.dir or remove it"
+            f"{found.title} is of another run: {', '.join(differing[:5])}; choose another run.dir or remove it"
         )
 
 
@@ -315,6 +337,7 @@ def _build_and_load(
     found: checkpoint.Found | None,
     ranks: Ranks,
     group: Any,
+    is_shared: bool,
 ) -> Engine:
     is_deepspeed = settings.engine.name == "deepspeed"
     if is_deepspeed:
@@ -324,14 +347,16 @@ def _build_and_load(
     if not is_deepspeed or found.world_size == ranks.world_size:
         engine = build_engine(model, settings, device, accumulation, universal=False)
         checkpoint.load(found, engine)
+        all_agree(True, group)
         return engine
-    if ranks.is_first:
+    converts = ranks.is_first if is_shared else ranks.local_rank == 0
+    if converts:
         universal.convert(found)
     all_agree(True, group)
     engine = build_engine(model, settings, device, accumulation, universal=True)
     checkpoint.load(universal.converted(found), engine)
     all_agree(True, group)
-    if ranks.is_first:
+    if converts:
         universal.forget(found)
     return engine
 
@@ -364,6 +389,6 @@ def _say_start(
     details = {"rejected": list(found.rejected), "changed": changed}
     log.event("resume", state.step, from_step=state.step, world_size=ranks.world_size, **details)
     progress.say(
-        f"resumed at step {state.step} from {found.path} on {ranks.world_size} x {device_name}"
+        f"resumed at step {state.step} from {found.title} on {ranks.world_size} x {device_name}"
         + (f", saved by {found.world_size} ranks" if found.world_size != ranks.world_size else "")
     )

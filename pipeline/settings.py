@@ -82,6 +82,12 @@ class CheckpointSettings:
 
     every: int = 500
     """Steps between saves; the last step is always saved."""
+    background: bool = True
+    """Write while training goes on, from a copy in host memory; a save at the end or on a stop waits all the same."""
+    url: str = ""
+    """Where checkpoints lie, such as s3://bucket/runs/first; empty: run.dir/checkpoints."""
+    staging: str = ""
+    """Folder on each machine for what goes to a bucket or comes from it; empty: the system's temporary one."""
     keep: int = 2
     """Newest checkpoints kept; at least 2, so that a damaged one has a predecessor."""
     keep_every: int = 0

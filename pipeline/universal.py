@@ -38,7 +38,7 @@ def convert(found: Found, out: Path | None = None) -> Path:
         shutil.rmtree(target, ignore_errors=True)
         words = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise CheckpointError(
-            f"{found.path}, saved by {found.world_size} ranks, could not be converted for another number: {words}"
+            f"{found.title}, saved by {found.world_size} ranks, could not be converted for another number: {words}"
         )
     return target
 

@@ -1,14 +1,20 @@
 """Trained weights for everything that comes after training: no engine, no process group needed."""
 
+import atexit
+import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoint import WEIGHTS_NAME, committed, defect, read_manifest
-from pipeline.config import cross_scale_config, load_settings, model_config
+from pipeline.checkpoint import WEIGHTS_NAME, read_manifest
+from pipeline.config import cross_scale_config, model_config
 from pipeline.errors import CheckpointError
 from pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from pipeline.checkpoint.named import Named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +25,8 @@ class LoadedModel:
     """`fusmae.FusMAE`, fp32."""
     settings: Settings
     step: int
-    path: Path
-    """The checkpoint's folder."""
+    title: str
+    """The checkpoint's path or URL."""
     run_dir: Path
 
 
@@ -34,28 +40,14 @@ class LoadedWeights:
     """By the names of `fusmae.FusMAE`; of a run that trained at two scales, of the model inside."""
     settings: Settings
     step: int
-    path: Path
-    """The checkpoint's folder."""
+    title: str
+    """The checkpoint's path or URL."""
+    manifest: dict[str, Any]
+    """What the checkpoint says of itself."""
     run_dir: Path
-
-
-def find_checkpoint(run_dir_or_checkpoint: str) -> Path:
-    """The given checkpoint, or the newest whole one of a run; CheckpointError says which were damaged."""
-    given = Path(run_dir_or_checkpoint)
-    if not given.is_dir():
-        raise CheckpointError(f"there is no folder {given}; give a run folder or one of its checkpoints/step-*")
-    candidates = [given] if (given / WEIGHTS_NAME).exists() else committed(given / "checkpoints")
-    if not candidates:
-        raise CheckpointError(f"{given} holds no checkpoint; train with python -m pipeline.pretrain run.dir={given}")
-    problems: list[str] = []
-    for path in candidates:
-        problem = defect(path)
-        if problem is None:
-            for said in problems:
-                print(f"warning: {said}; using {path}", file=sys.stderr)
-            return path
-        problems.append(problem)
-    raise CheckpointError(f"no checkpoint of {given} is whole: {problems[0]}")
+    """The run's folder; the current one for a run in an object store."""
+    config_name: str
+    """Path or URL of the run's settings."""
 
 
 def load_weights(run_dir_or_checkpoint: str) -> LoadedWeights:
@@ -63,19 +55,47 @@ def load_weights(run_dir_or_checkpoint: str) -> LoadedWeights:
     from safetensors.torch import load_file
 
     from fusmae.cross_scale import inner_weights
+    from pipeline.checkpoint.named import named
 
-    path = find_checkpoint(run_dir_or_checkpoint)
-    run_dir = path.parent.parent
-    settings = load_settings(run_dir / "config.yaml", [])
+    given = named(run_dir_or_checkpoint)
+    path, title = _newest_whole(given)
+    settings = given.settings()
     config = model_config(settings)
     weights = load_file(path / WEIGHTS_NAME)
+    manifest = read_manifest(path)
     if cross_scale_config(settings) is not None:
         try:
             weights = inner_weights(weights)
         except ValueError as error:
-            raise of_another_model(path, run_dir, error) from error
-    step = read_manifest(path)["step"]
-    return LoadedWeights(config=config, weights=weights, settings=settings, step=step, path=path, run_dir=run_dir)
+            raise of_another_model(title, given.config, error) from error
+    return LoadedWeights(
+        config=config,
+        weights=weights,
+        settings=settings,
+        step=manifest["step"],
+        title=title,
+        manifest=manifest,
+        run_dir=given.run_dir,
+        config_name=given.config,
+    )
+
+
+def _newest_whole(given: "Named") -> tuple[Path, str]:
+    """Folder and title of the newest checkpoint that is whole; CheckpointError says which were damaged."""
+    # Fetched from a store, if it lies there; the weights are read at once, the folder is gone at the end.
+    into = Path(tempfile.mkdtemp(prefix="fusmae-weights-"))
+    atexit.register(shutil.rmtree, into, ignore_errors=True)
+    problems: list[str] = []
+    for name in given.names():
+        try:
+            path = given.shelf.fetch(name, into, [WEIGHTS_NAME])
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        for said in problems:
+            print(f"warning: {said}; using {given.shelf.title(name)}", file=sys.stderr)
+        return path, given.shelf.title(name)
+    raise CheckpointError(f"no checkpoint of {given.shelf.url} is whole: {problems[0]}")
 
 
 def load_model(run_dir_or_checkpoint: str, device: Any = "cpu") -> LoadedModel:
@@ -90,14 +110,14 @@ def load_model(run_dir_or_checkpoint: str, device: Any = "cpu") -> LoadedModel:
     try:
         model.load_state_dict(loaded.weights)
     except RuntimeError as error:
-        raise of_another_model(loaded.path, loaded.run_dir, error) from error
+        raise of_another_model(loaded.title, loaded.config_name, error) from error
     model.to(device).eval()
     return LoadedModel(
-        model=model, settings=loaded.settings, step=loaded.step, path=loaded.path, run_dir=loaded.run_dir
+        model=model, settings=loaded.settings, step=loaded.step, title=loaded.title, run_dir=loaded.run_dir
     )
 
 
-def of_another_model(path: Path, run_dir: Path, error: Exception) -> CheckpointError:
+def of_another_model(title: str, config: str, error: Exception) -> CheckpointError:
     """What is said of weights that do not fit the settings of their run."""
     reason = " ".join(str(error).split())
-    return CheckpointError(f"{path} is not of the model in {run_dir / 'config.yaml'}: {reason}")
+    return CheckpointError(f"{title} is not of the model in {config}: {reason}")

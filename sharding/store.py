@@ -184,6 +184,37 @@ class Store:
         self._send(path, local, lambda: self.fs.put_file(str(local), self.full(path), **options))
         local.unlink()
 
+    def get(self, path: str, local: Path) -> None:
+        """Copy `path` to the local file."""
+        if self.is_local:
+            with self._told("read", path):
+                shutil.copyfile(self.full(path), local)
+            return
+        self.ask("read", path, lambda: self.fs.get_file(self.full(path), str(local)))
+
+    def write_new(self, path: str, content: bytes) -> bool:
+        """Write a small file that must not be there yet; whether what is there afterwards is `content`.
+
+        Of two that try at the same time one succeeds, where the store knows If-None-Match (S3 does) or is a disk.
+        """
+        if self.is_local:
+            with _appearing_whole(Path(self.full(path)), is_new=True) as partial:
+                partial.write_bytes(content)
+            return self.read(path) == content
+
+        def put() -> None:
+            # A store that does not know the condition overwrites: so what is there is looked for before.
+            if self.fs.exists(self.full(path)):
+                return
+            try:
+                self.fs.pipe_file(self.full(path), content, mode="create")
+            except OSError as error:
+                if not _says_it_is_there(error):
+                    raise
+
+        self.ask("write", path, put)
+        return self.read(path) == content
+
     def _send(self, path: str, content: Path | bytes, send: Callable[[], Any]) -> None:
         """Upload, and compare what arrived with what was sent; StorageError when it differs twice."""
         for _ in range(2):
@@ -215,16 +246,29 @@ class Store:
             self.ask("delete", path, lambda: self.fs.rm_file(self.full(path)))
 
 
+def _says_it_is_there(error: OSError) -> bool:
+    """Whether a conditional write failed because the object is there; s3fs hands S3's 412 on as an OSError."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return isinstance(error, FileExistsError) or response.get("Error", {}).get("Code") == "PreconditionFailed"
+
+
 @contextlib.contextmanager
-def _appearing_whole(target: Path) -> Iterator[Path]:
-    """Gives a path to write to, beside `target`; after the block it is synced to disk and takes the target's place."""
+def _appearing_whole(target: Path, is_new: bool = False) -> Iterator[Path]:
+    """Gives a path to write to, beside `target`; after the block it is synced to disk and takes the target's place.
+
+    With `is_new`, a target that is there stays.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        partial.replace(target)
+        if is_new:
+            with contextlib.suppress(FileExistsError):
+                os.link(partial, target)
+        else:
+            partial.replace(target)
         sync_folder(target.parent)
     except OSError as error:
         if error.filename is None and error.errno is not None:

@@ -3,33 +3,28 @@
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import retention
-from pipeline.checkpoint.files import (
-    MANIFEST_NAME,
-    STATE_NAME,
-    STEP_PREFIX,
-    WEIGHTS_NAME,
-    committed,
-    defect,
-    num_bytes,
-    read_manifest,
-)
+from pipeline.checkpoint.files import STATE_NAME, WEIGHTS_NAME, num_bytes, read_manifest
 from pipeline.checkpoint.loading import Found
-from pipeline.errors import CheckpointError, ConfigError, StorageError
+from pipeline.checkpoint.named import Named, named
+from pipeline.checkpoint.shelf import Shelf
+from pipeline.errors import CheckpointError, ConfigError, DataError, StorageError
 
 _EPILOG = """\
-RUN is a run folder, CHECKPOINT one of its checkpoints/step-*; where both may stand, a run is its newest or all of them.
+RUN is a run folder, CHECKPOINT one of its checkpoints/step-*, or the URL of either in a bucket; where both may stand, a
+run is its newest or all of them.
 Exit code: 0 all is well, 1 a checkpoint is damaged or missing, 2 wrong usage."""
 
 
 def list_checkpoints(arguments: argparse.Namespace) -> int:
     """A line for each checkpoint, oldest first. Reads manifests alone; `verify` reads everything."""
-    rows = [_summary(path) for path in reversed(_of_run(arguments.run))]
+    given = _run(arguments.run)
+    rows = [_summary(given.shelf, name) for name in reversed(given.names())]
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return 0
@@ -46,11 +41,12 @@ def list_checkpoints(arguments: argparse.Namespace) -> int:
 def verify(arguments: argparse.Namespace) -> int:
     """Read every byte and compare size and CRC-32C."""
     problems = 0
-    for given in arguments.paths:
-        for path in reversed(_of_run(given)) if _is_run(Path(given)) else [_checkpoint(given)]:
-            problem = defect(path)
+    for path in arguments.paths:
+        given = named(path)
+        for name in reversed(given.names()):
+            problem = given.shelf.defect(name)
             problems += problem is not None
-            print(f"{path}: whole" if problem is None else f"{path}: {problem}")
+            print(f"{given.shelf.title(name)}: {'whole' if problem is None else problem}")
     if problems:
         raise CheckpointError(
             f"{problems} damaged; a run resumes from the newest that is whole, and evaluation uses that too"
@@ -60,16 +56,17 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """All that a checkpoint says of itself: its run, its place in the data, its files."""
-    path = _checkpoint(arguments.path)
-    manifest = read_manifest(path)
+    given = named(arguments.path)
+    shelf, name = given.shelf, given.names()[0]
+    manifest = shelf.manifest(name)
     try:
-        state = json.loads((path / STATE_NAME).read_text())
-    except (OSError, ValueError) as error:
+        state = json.loads(shelf.read(name, STATE_NAME))
+    except (OSError, ValueError, DataError) as error:
         raise CheckpointError(
-            f"{path / STATE_NAME} cannot be read ({error}); see python -m pipeline.checkpoint verify"
+            f"{shelf.title(name)}/{STATE_NAME} cannot be read ({error}); see python -m pipeline.checkpoint verify"
         ) from error
     files = manifest.pop("files")
-    about = _summary(path) | manifest | {"state": state, "files": {name: size for name, (size, _) in files.items()}}
+    about = _summary(shelf, name) | manifest | {"state": state, "files": {f: size for f, (size, _) in files.items()}}
     if arguments.json:
         print(json.dumps(about, indent=1))
         return 0
@@ -81,17 +78,13 @@ def show(arguments: argparse.Namespace) -> int:
 
 def pin(arguments: argparse.Namespace) -> int:
     """Keep a checkpoint for good, whatever checkpoint.keep says."""
-    path = _checkpoint(arguments.path)
-    retention.pin(path, True)
-    print(f"pinned: {path}")
+    print(f"pinned: {_pin(arguments.path, True)}")
     return 0
 
 
 def unpin(arguments: argparse.Namespace) -> int:
     """Let a pinned checkpoint go when its time has come."""
-    path = _checkpoint(arguments.path)
-    retention.pin(path, False)
-    print(f"no longer pinned: {path}")
+    print(f"no longer pinned: {_pin(arguments.path, False)}")
     return 0
 
 
@@ -99,18 +92,21 @@ def prune(arguments: argparse.Namespace) -> int:
     """Delete all but the newest, the milestones and the pinned, and what killed saves left."""
     if arguments.keep < 1 or arguments.keep_every < 0:
         raise ConfigError("--keep must be at least 1 and --keep-every at least 0")
-    before = len(_of_run(arguments.run))
-    lock = _hold(Path(arguments.run))
-    try:
-        gone = retention.prune(
-            Path(arguments.run) / "checkpoints", arguments.keep, arguments.keep_every, arguments.dry_run
+    given = _run(arguments.run)
+    before = len(given.names())
+    if "://" in arguments.run and not arguments.dry_run:
+        raise ConfigError(
+            f"{arguments.run} says nothing of whether a run is saving there; give its run.dir, which is locked"
         )
+    lock = None if arguments.dry_run else _hold(given.run_dir)
+    try:
+        gone, remains = retention.prune(given.shelf, arguments.keep, arguments.keep_every, arguments.dry_run)
     finally:
         if lock is not None:
             lock.close()
-    for path in gone:
-        print(f"would delete {path}" if arguments.dry_run else f"deleted {path}")
-    print(f"{before - sum(path.name.startswith(STEP_PREFIX) for path in gone)} of {before} stay")
+    for title in [given.shelf.title(name) for name in gone] + remains:
+        print(f"would delete {title}" if arguments.dry_run else f"deleted {title}")
+    print(f"{before - len(gone)} of {before} stay")
     return 0
 
 
@@ -118,28 +114,45 @@ def convert(arguments: argparse.Namespace) -> int:
     """Write DeepSpeed's universal form, which loads on any number of ranks, or fp32 weights by torch.save."""
     from pipeline import universal
 
-    path, out = _checkpoint(arguments.path), Path(arguments.out)
+    out = Path(arguments.out)
     if out.exists():
         raise ConfigError(f"--out {out} exists; name another place")
-    if (problem := defect(path)) is not None:
-        raise CheckpointError(f"{problem}; choose another checkpoint")
+    given = named(arguments.path)
+    name = given.names()[0]
     partial = out.with_name(f".{out.name}.partial")
-    if arguments.to == "torch":
-        import torch
-        from safetensors.torch import load_file
+    with tempfile.TemporaryDirectory(prefix="fusmae-convert-") as folder:
+        try:
+            path = given.shelf.fetch(name, Path(folder), [WEIGHTS_NAME] if arguments.to == "torch" else None)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; choose another checkpoint") from error
+        if arguments.to == "torch":
+            import torch
+            from safetensors.torch import load_file
 
-        torch.save({"model": load_file(path / WEIGHTS_NAME)}, partial)
-    else:
-        manifest = read_manifest(path)
-        if manifest.get("engine") != "deepspeed":
-            raise ConfigError(
-                f"{path} was saved by engine.name={manifest.get('engine')}, which loads on any number of ranks as it is"
-            )
-        found = Found(path=path, step=manifest["step"], world_size=manifest["world_size"], state={}, rejected=())
-        universal.convert(found, partial)
+            torch.save({"model": load_file(path / WEIGHTS_NAME)}, partial)
+        else:
+            _convert_to_universal(path, given.shelf.title(name), partial, universal.convert)
     partial.rename(out)
     print(f"written: {out}")
     return 0
+
+
+def _convert_to_universal(path: Path, title: str, out: Path, converter: Callable[..., Path]) -> None:
+    manifest = read_manifest(path)
+    if manifest.get("engine") != "deepspeed":
+        raise ConfigError(
+            f"{title} was saved by engine.name={manifest.get('engine')}, which loads on any number of ranks as it is"
+        )
+    found = Found(
+        path=path,
+        title=title,
+        step=manifest["step"],
+        world_size=manifest["world_size"],
+        state={},
+        rejected=(),
+        rejected_names=(),
+    )
+    converter(found, out)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -184,45 +197,32 @@ def main(argv: list[str] | None = None) -> int:
     return int(arguments.does(arguments))
 
 
-def _is_run(path: Path) -> bool:
-    return (path / "checkpoints").is_dir() or (path / "config.yaml").is_file()
-
-
-def _of_run(run: str) -> list[Path]:
-    """The checkpoints of a run, newest first; CheckpointError when there are none."""
-    folder = Path(run)
-    if not folder.is_dir():
-        raise CheckpointError(f"there is no folder {folder}; give the run.dir of python -m pipeline.pretrain")
-    found = committed(folder / "checkpoints")
-    if not found:
-        raise CheckpointError(f"{folder} holds no checkpoint; give the run.dir of a run that has saved")
+def _run(given: str) -> Named:
+    found = named(given)
+    if found.name is not None:
+        raise CheckpointError(f"{given} is a checkpoint; give the run that it belongs to")
     return found
 
 
-def _checkpoint(given: str) -> Path:
-    """A checkpoint, or the newest of a run."""
-    path = Path(given)
-    if (path / MANIFEST_NAME).is_file():
-        return path
-    if path.is_dir() and not _is_run(path):
-        raise CheckpointError(
-            f"{path} is neither a run folder nor a checkpoint of one; give one of its checkpoints/step-*"
-        )
-    return _of_run(given)[0]
+def _pin(given: str, is_pinned: bool) -> str:
+    found = named(given)
+    if found.name is None:
+        raise CheckpointError(f"{given} is a run; give one of its checkpoints, such as {found.names()[0]}")
+    found.shelf.pin(found.name, is_pinned)
+    return found.shelf.title(found.name)
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    manifest = read_manifest(path)
-    saved = datetime.fromtimestamp((path / MANIFEST_NAME).stat().st_mtime, UTC)
+def _summary(shelf: Shelf, name: str) -> dict[str, Any]:
+    manifest = shelf.manifest(name)
     stage = f" ZeRO-{manifest['zero_stage']}" if manifest.get("engine") == "deepspeed" else ""
     return {
         "step": manifest["step"],
-        "path": str(path),
-        "saved": saved.isoformat(timespec="seconds").removesuffix("+00:00"),
+        "path": shelf.title(name),
+        "saved": shelf.saved(name).isoformat(timespec="seconds").removesuffix("+00:00"),
         "bytes": num_bytes(manifest),
         "world_size": manifest["world_size"],
         "engine": f"{manifest.get('engine', '?')}{stage} {manifest.get('precision', '')}".strip(),
-        "pinned": retention.is_pinned(path),
+        "pinned": shelf.is_pinned(name),
     }
 
 

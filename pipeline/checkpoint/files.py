@@ -26,14 +26,19 @@ def committed(folder: Path) -> list[Path]:
 def read_manifest(path: Path) -> dict[str, Any]:
     """A checkpoint's manifest; CheckpointError when it is not one."""
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST_NAME).read_text())
-        return {
-            "files": manifest["files"],
-            "step": manifest["step"],
-            "world_size": manifest["world_size"],
-        } | manifest
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = (path / MANIFEST_NAME).read_bytes()
+    except OSError as error:
         raise CheckpointError(f"{path} is no checkpoint of this program: {MANIFEST_NAME}: {error}") from error
+    return checked_manifest(content, str(path))
+
+
+def checked_manifest(content: bytes, title: str) -> dict[str, Any]:
+    """The manifest of the checkpoint `title`; CheckpointError when it is not one."""
+    try:
+        manifest: dict[str, Any] = json.loads(content)
+        return {"files": manifest["files"], "step": manifest["step"], "world_size": manifest["world_size"]} | manifest
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{title} is no checkpoint of this program: {MANIFEST_NAME}: {error}") from error
 
 
 def num_bytes(manifest: dict[str, Any]) -> int:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.files import STATE_NAME, committed, defect, read_manifest
+from pipeline.checkpoint.files import STATE_NAME, read_manifest
+from pipeline.checkpoint.shelf import Shelf
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError
 
@@ -16,43 +17,52 @@ class Found:
     """A committed, verified checkpoint."""
 
     path: Path
+    """Its folder on this machine."""
+    title: str
+    """Where it lies, as a message shows it."""
     step: int
     world_size: int
     state: dict[str, Any]
     rejected: tuple[str, ...]
-    """Newer checkpoints that were not good, and why."""
+    """Why newer checkpoints were not good."""
+    rejected_names: tuple[str, ...]
+    """Their names."""
 
 
-def find(folder: Path, group: Any) -> Found | None:
+def find(shelf: Shelf, group: Any, into: Path, local_rank: int = 0) -> Found | None:
     """The newest good checkpoint, on which all ranks agree; None in a fresh run. A collective.
 
-    Each rank verifies a share of the files. Raises CheckpointError when there are checkpoints but none is good: a
-    run must not restart from nothing unasked.
+    Each rank verifies a share of the files. What must be fetched from a store is then in `into`, the same folder for
+    the ranks of a machine. Raises CheckpointError when there are checkpoints but none is good: a run must not restart
+    from nothing unasked.
     """
     import torch.distributed as dist
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    names: list[Any] = [[p.name for p in committed(folder)] if rank == 0 else None]
+    names: list[Any] = [shelf.names() if rank == 0 else None]
     dist.broadcast_object_list(names, src=0, group=group)
     rejected: list[str] = []
     for name in names[0]:
         problems: list[Any] = [None] * world_size
-        dist.all_gather_object(problems, defect(folder / name, rank, world_size), group=group)
+        path, own = shelf.obtain(name, into, rank, world_size, local_rank)
+        dist.all_gather_object(problems, own, group=group)
         found = [problem for problem in problems if problem]
         if not found:
-            manifest = read_manifest(folder / name)
-            state = json.loads((folder / name / STATE_NAME).read_text())
+            manifest = read_manifest(path)
+            state = json.loads((path / STATE_NAME).read_text())
             return Found(
-                path=folder / name,
+                path=path,
+                title=shelf.title(name),
                 step=manifest["step"],
                 world_size=manifest["world_size"],
                 state=state,
                 rejected=tuple(rejected),
+                rejected_names=tuple(names[0][: len(rejected)]),
             )
         rejected.append(found[0])
     if rejected:
         raise CheckpointError(
-            f"none of the {len(rejected)} checkpoints in {folder} is whole ({rejected[0]}); "
+            f"none of the {len(rejected)} checkpoints in {shelf.url} is whole ({rejected[0]}); "
             "restore one, or choose another run.dir to start anew"
         )
     return None

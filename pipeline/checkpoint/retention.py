@@ -1,63 +1,41 @@
 """Which checkpoints stay, and how the others go."""
 
-import shutil
-from pathlib import Path
-
-from pipeline.checkpoint.files import MANIFEST_NAME, PIN_NAME, STEP_PREFIX, TEMPORARY_PREFIX, committed, defect
+from pipeline.checkpoint.files import STEP_PREFIX
+from pipeline.checkpoint.shelf import Shelf
 from pipeline.errors import CheckpointError
 
 
-def superfluous(folder: Path, keep: int, keep_every: int) -> list[Path]:
-    """Committed checkpoints that are none of the newest `keep`, no multiple of `keep_every` steps, and not pinned."""
-    return [path for path in committed(folder)[keep:] if not (is_pinned(path) or is_milestone(path, keep_every))]
+def superfluous(shelf: Shelf, keep: int, keep_every: int) -> list[str]:
+    """Checkpoints that are none of the newest `keep`, no multiple of `keep_every` steps, and not pinned."""
+    return [n for n in shelf.names()[keep:] if not (is_milestone(n, keep_every) or shelf.is_pinned(n))]
 
 
-def retain(folder: Path, keep: int, keep_every: int = 0) -> None:
+def retain(shelf: Shelf, keep: int, keep_every: int = 0) -> None:
     """Delete what is `superfluous`."""
-    for path in superfluous(folder, keep, keep_every):
-        delete(path)
+    for name in superfluous(shelf, keep, keep_every):
+        shelf.delete(name)
 
 
-def prune(folder: Path, keep: int, keep_every: int, is_rehearsal: bool) -> list[Path]:
-    """Delete what is `superfluous` and what killed saves left; returns it. With `is_rehearsal`, deletes nothing.
+def prune(shelf: Shelf, keep: int, keep_every: int, is_rehearsal: bool) -> tuple[list[str], list[str]]:
+    """Delete what is `superfluous`, and what killed saves left; returns both. With `is_rehearsal`, deletes nothing.
 
     Raises CheckpointError, before anything is deleted, when a checkpoint would go and none that stays is whole.
     """
-    leaving = superfluous(folder, keep, keep_every)
-    staying = [path for path in committed(folder) if path not in leaving]
-    if leaving and all((problem := defect(path)) is not None for path in staying):
+    leaving = superfluous(shelf, keep, keep_every)
+    staying = [name for name in shelf.names() if name not in leaving]
+    if leaving and all((problem := shelf.defect(name)) is not None for name in staying):
         raise CheckpointError(
-            f"none of the {len(staying)} checkpoints of {folder} that would stay is whole ({problem}), so nothing is "
-            "deleted; keep more with --keep"
+            f"none of the {len(staying)} checkpoints of {shelf.url} that would stay is whole ({problem}), so nothing "
+            "is deleted; keep more with --keep"
         )
-    remains = sorted(path for prefix in (TEMPORARY_PREFIX, ".universal-") for path in folder.glob(f"{prefix}*"))
+    remains = shelf.remains()
     if not is_rehearsal:
-        for path in leaving:
-            delete(path)
-        for path in remains:
-            shutil.rmtree(path)
-    return leaving + remains
+        for name in leaving:
+            shelf.delete(name)
+        shelf.remove_remains()
+    return leaving, remains
 
 
-def delete(path: Path) -> None:
-    """Delete a checkpoint; the manifest goes first, so that what a kill leaves of it does not look whole."""
-    (path / MANIFEST_NAME).unlink()
-    shutil.rmtree(path)
-
-
-def is_pinned(path: Path) -> bool:
-    """Whether a checkpoint was pinned, so that nothing deletes it."""
-    return (path / PIN_NAME).exists()
-
-
-def pin(path: Path, is_pinned: bool) -> None:
-    """Pin a checkpoint, or let it go again."""
-    if is_pinned:
-        (path / PIN_NAME).touch()
-    else:
-        (path / PIN_NAME).unlink(missing_ok=True)
-
-
-def is_milestone(path: Path, keep_every: int) -> bool:
+def is_milestone(name: str, keep_every: int) -> bool:
     """Whether a checkpoint's step is a multiple of `keep_every`; 0 has none."""
-    return keep_every > 0 and int(path.name.removeprefix(STEP_PREFIX)) % keep_every == 0
+    return keep_every > 0 and int(name.removeprefix(STEP_PREFIX)) % keep_every == 0

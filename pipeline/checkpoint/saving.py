@@ -1,87 +1,189 @@
-"""Writing a checkpoint: all ranks together, whole or not at all."""
+"""Saving while training goes on: all ranks copy their state at once, and write it together in the background.
+
+The copy holds up the training, the writing does not. What the ranks tell each other while they write goes over a
+process group of its own, in one thread of each rank, so that it never meets a collective of the training.
+"""
 
 import json
-import os
 import random
-import shutil
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.files import (
-    MANIFEST_NAME,
-    STATE_NAME,
-    STEP_PREFIX,
-    TEMPORARY_PREFIX,
-    WEIGHTS_NAME,
-    checksum,
-    committed,
-    num_bytes,
-    read_manifest,
-)
+from pipeline.checkpoint.files import STATE_NAME, WEIGHTS_NAME, checksum
+from pipeline.checkpoint.place import Place
 from pipeline.distributed import all_agree
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError, StorageError
-from sharding.store import sync_folder
+from pipeline.host_copy import HostCopies
 
 
-def save(folder: Path, step: int, engine: Engine, state: dict[str, Any], about: dict[str, Any], group: Any) -> Path:
-    """Commit `step`; returns its folder. A collective: every rank calls it with the same `step`, `state`, `about`.
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A checkpoint that is committed."""
 
-    `state` is what a resumed run needs on every rank, `about` describes the run in the manifest. On all ranks, raises
-    StorageError when one of them could not write, CheckpointError when the weights are not finite; the previous
-    checkpoints stay as they are, and after a StorageError the run may go on.
+    step: int
+    name: str
+    """Where it lies."""
+    seconds: float
+    """From the beginning of the save to its commit."""
+    stall_s: float
+    """Time in which this rank's training stood still for it."""
+    remark: str
+    """What went wrong with the deletion of older ones; empty: nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Snapshot:
+    """What this rank writes."""
+
+    step: int
+    files: dict[str, Any]
+    """By path, what `torch.save` writes."""
+    weights: dict[str, Any]
+    """fp32, on rank 0."""
+    state: dict[str, Any]
+    about: dict[str, Any]
+
+
+class Saver:
+    """The saves of a run, one at a time.
+
+    `group` is a CPU-side process group that nobody else uses. `keep` and `keep_every` are those of
+    `pipeline.settings.CheckpointSettings`; with `is_background` a save is written while training goes on, for which
+    the host holds a copy of this rank's state.
     """
+
+    def __init__(self, place: Place, group: Any, keep: int, keep_every: int = 0, is_background: bool = True) -> None:
+        self._place = place
+        self._group = group
+        self._keep = keep
+        self._keep_every = keep_every
+        self._copies = HostCopies() if is_background else None
+        self._thread: threading.Thread | None = None
+        self._began = self._stall_s = 0.0
+        self._saved: Saved | None = None
+        self._error: Exception | None = None
+
+    def begin(self, step: int, engine: Engine, state: dict[str, Any], about: dict[str, Any]) -> None:
+        """Copy the state of all ranks and start to write it; a collective, after `finish` of the save before.
+
+        `state` is what a resumed run needs on every rank, `about` describes the run in the manifest.
+        """
+        assert self._thread is None, "the save before is not finished"
+        self._began = time.perf_counter()
+        if self._copies is not None:
+            self._copies.begin()
+        files = engine.snapshot(self._copies or (lambda held: held))
+        weights = engine.weights()
+        files[_rank_name()] = _random_states()
+        if self._copies is not None:
+            self._copies.wait()
+        snapshot = _Snapshot(step=step, files=files, weights=weights, state=state, about=about)
+        self._saved = self._error = None
+        # A daemon: a process that is to end does not wait for it longer than `close` does.
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
+        self._thread.start()
+        self._stall_s = time.perf_counter() - self._began
+
+    def finish(self) -> Saved | None:
+        """Wait for the save that was begun; None when there is none.
+
+        On all ranks, raises StorageError when one of them could not write, CheckpointError when the weights are not
+        finite or another attempt has taken over; the earlier checkpoints stay as they are, and after a StorageError
+        the run may go on.
+        """
+        if self._thread is None:
+            return None
+        began = time.perf_counter()
+        self._thread.join()
+        self._thread = None
+        self._stall_s += time.perf_counter() - began
+        if self._error is not None:
+            raise self._error
+        return self._told()
+
+    def poll(self) -> Saved | None:
+        """The save that was begun, once it is committed; no wait. `finish` then has nothing to tell, or its error."""
+        if self._thread is None or self._thread.is_alive() or self._error is not None:
+            return None
+        self._thread = None
+        return self._told()
+
+    @property
+    def stall_s(self) -> float:
+        """Time in which this rank's training has stood still for the last save."""
+        return self._stall_s
+
+    def close(self, timeout_s: float = 60.0) -> None:
+        """Give a save that is under way its time, whatever ended the run."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def _told(self) -> Saved | None:
+        saved, self._saved = self._saved, None
+        if saved is None:
+            return None
+        return replace(saved, seconds=max(saved.seconds, self._stall_s), stall_s=self._stall_s)
+
+    def _write(self, snapshot: _Snapshot) -> None:
+        try:
+            name, remark = _write_together(self._place, snapshot, self._group, self._keep, self._keep_every)
+            seconds = time.perf_counter() - self._began
+            self._saved = Saved(step=snapshot.step, name=name, seconds=seconds, stall_s=0.0, remark=remark)
+        except Exception as error:  # told by `finish`, on the thread that trains
+            self._error = error
+
+
+def _write_together(place: Place, snapshot: _Snapshot, group: Any, keep: int, keep_every: int) -> tuple[str, str]:
+    """Write, publish and commit; returns the checkpoint's name and a remark on every rank. A collective."""
     import torch.distributed as dist
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    temporary, final = folder / f"{TEMPORARY_PREFIX}{step:08d}", folder / f"{STEP_PREFIX}{step:08d}"
-    saving = _Saving(temporary, step, group)
-
-    def begin() -> None:
-        for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-            shutil.rmtree(leftover)
-        temporary.mkdir(parents=True)
-        _check_space(folder, step)
+    step, folder = snapshot.step, place.folder(snapshot.step)
+    saving = _Saving(place, step, group)
+    sums: dict[str, tuple[int, int]] = {}
 
     def write_own() -> None:
-        engine.save(temporary)
-        _save_rank(temporary / f"rank{rank:05d}.pt")
+        for name, content in _writers(snapshot, rank).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            content(folder / name)
+            sums[name] = checksum(folder / name, sync=True)
+        place.publish(step, list(sums))
 
-    def write_shared() -> None:
-        _save_weights(temporary / WEIGHTS_NAME, weights)
-        (temporary / STATE_NAME).write_text(json.dumps(state))
-
-    saving.together(begin, rank == 0)
+    saving.together(lambda: place.begin(step), rank == 0)
     saving.together(write_own, True)
-    weights = engine.weights()
-    saving.together(write_shared, rank == 0)
-
-    # Rank 0 lists for all: on a shared file system two ranks may see two listings for a while.
-    listed: list[Any] = [_files_of(temporary) if rank == 0 else None]
-    dist.broadcast_object_list(listed, src=0, group=group)
-    files: list[str] = listed[0]
-    sums: dict[str, tuple[int, int]] = {}
-    saving.together(
-        lambda: sums.update({name: checksum(temporary / name, sync=True) for name in files[rank::world_size]}), True
-    )
     gathered: list[Any] = [None] * world_size
     dist.all_gather_object(gathered, sums, group=group)
     all_sums = {name: value for part in gathered for name, value in part.items()}
-    manifest = about | {"step": step, "world_size": world_size, "files": all_sums}
-    saving.together(lambda: _commit(temporary, final, manifest), rank == 0)
-    return final
+    manifest = snapshot.about | {"step": step, "world_size": world_size, "files": all_sums}
+    told = ["", ""]
+
+    def commit() -> None:
+        told[0] = place.commit(step, manifest)
+
+    saving.together(commit, rank == 0)
+    if rank == 0:
+        try:
+            place.retain(keep, keep_every)
+        except (OSError, StorageError) as error:
+            told[1] = f"older checkpoints could not be deleted: {error}"
+    dist.broadcast_object_list(told, src=0, group=group)
+    place.settle(step)
+    return told[0], told[1]
 
 
 class _Saving:
     """The parts of a save, after each of which all ranks know whether all could do it, and if not, of which kind."""
 
-    def __init__(self, temporary: Path, step: int, group: Any) -> None:
-        self._temporary, self._step, self._group = temporary, step, group
+    def __init__(self, place: Place, step: int, group: Any) -> None:
+        self._place, self._step, self._group = place, step, group
 
     def together(self, part: Callable[[], None], is_mine: bool) -> None:
         """Do `part` where it is this rank's; the same kind of error everywhere when one failed. A collective."""
-        import torch.distributed as dist
         from safetensors import SafetensorError
 
         problem: Exception | None = None
@@ -93,33 +195,14 @@ class _Saving:
         if all_agree(problem is None, self._group):
             return
         kind = StorageError if all_agree(not isinstance(problem, CheckpointError), self._group) else CheckpointError
-        if dist.get_rank() == 0:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._place.abandon(self._step)
         if isinstance(problem, kind):
             raise problem
-        place = self._temporary.parent
-        free = shutil.disk_usage(place if place.exists() else place.parent).free / 2**20
+        free = self._place.free_bytes()
         raise kind(
-            f"the checkpoint of step {self._step} could not be written to {place} ({free:.0f} MiB free there): "
-            f"{_reason(problem)}; free space"
+            f"the checkpoint of step {self._step} could not be written to {self._place.name} ({free / 2**20:.0f} MiB "
+            f"free there): {_reason(problem)}; free space"
         ) from problem
-
-
-def _check_space(folder: Path, step: int) -> None:
-    """StorageError when the newest checkpoint, which is about as large, would not fit beside the others."""
-    newest = next(iter(committed(folder)), None)
-    if newest is None:
-        return
-    try:
-        needed = num_bytes(read_manifest(newest))
-    except CheckpointError:
-        return  # damaged; what is written then tells
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise StorageError(
-            f"the checkpoint of step {step} needs about {needed / 2**20:.0f} MiB, and {folder} has "
-            f"{free / 2**20:.0f} MiB free; free space, such as with python -m pipeline.checkpoint prune {folder.parent}"
-        )
 
 
 def _reason(problem: Exception | None) -> str:
@@ -130,21 +213,22 @@ def _reason(problem: Exception | None) -> str:
     return str(problem)
 
 
-def _commit(temporary: Path, final: Path, manifest: dict[str, Any]) -> None:
-    with (temporary / MANIFEST_NAME).open("w") as file:
-        json.dump(manifest, file, indent=1, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    for folder in {(temporary / name).parent for name in manifest["files"]} | {temporary}:
-        sync_folder(folder)
-    if final.exists():  # a damaged one that was rejected and is now replaced
-        shutil.rmtree(final)
-    temporary.rename(final)
-    sync_folder(final.parent)
+def _writers(snapshot: _Snapshot, rank: int) -> dict[str, Callable[[Path], None]]:
+    """How each file of this rank is written."""
+    import torch
+
+    def written(content: Any) -> Callable[[Path], None]:
+        return lambda path: torch.save(content, path)
+
+    writers = {name: written(content) for name, content in snapshot.files.items()}
+    if rank == 0:
+        writers[WEIGHTS_NAME] = lambda path: _save_weights(path, snapshot.weights)
+        writers[STATE_NAME] = lambda path: _write_text(path, json.dumps(snapshot.state))
+    return writers
 
 
-def _files_of(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 def _save_weights(path: Path, weights: dict[str, Any]) -> None:
@@ -160,16 +244,19 @@ def _save_weights(path: Path, weights: dict[str, Any]) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def _save_rank(path: Path) -> None:
+def _rank_name() -> str:
+    import torch.distributed as dist
+
+    return f"rank{dist.get_rank():05d}.pt"
+
+
+def _random_states() -> dict[str, Any]:
     import numpy as np
     import torch
 
-    torch.save(
-        {
-            "python": random.getstate(),
-            "numpy": np.random.get_state(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        },
-        path,
-    )
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }

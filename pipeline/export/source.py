@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from pipeline.checkpoint import read_manifest
 from pipeline.config import cross_scale_config, to_dict
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.export.fusmae_inference import FORMAT, FusMAE
@@ -69,7 +68,7 @@ def open_source(run_dir_or_checkpoint: str, data: Sequence[str] = ()) -> Source:
     try:
         source.encoder()
     except RuntimeError as error:
-        raise of_another_model(loaded.path, loaded.run_dir, error) from error
+        raise of_another_model(loaded.title, loaded.config_name, error) from error
     return source
 
 
@@ -88,7 +87,7 @@ def _check_expressed(loaded: LoadedWeights) -> None:
     try:
         model.load_state_dict(loaded.weights, assign=True)
     except RuntimeError as error:
-        raise of_another_model(loaded.path, loaded.run_dir, error) from error
+        raise of_another_model(loaded.title, loaded.config_name, error) from error
 
 
 def _data_sets(loaded: LoadedWeights, data: Sequence[str]) -> list[dict[str, Any]]:
@@ -103,7 +102,7 @@ def _data_sets(loaded: LoadedWeights, data: Sequence[str]) -> list[dict[str, Any
             urls = dict.fromkeys(urls, given)
         else:
             raise ConfigError(f"--data {given} names none of the data sets {', '.join(urls)}; write NAME=URL")
-    trained_on = read_manifest(loaded.path).get("data_fingerprint")
+    trained_on = loaded.manifest.get("data_fingerprint")
     fingerprints = trained_on if isinstance(trained_on, dict) else {_ONE: trained_on}
     bands = [band for modality in loaded.config.modalities for band in modality.bands]
     entries = []
@@ -117,7 +116,7 @@ def _data_sets(loaded: LoadedWeights, data: Sequence[str]) -> list[dict[str, Any
         entries.append(_described(name, manifest, bands))
     found = {band for entry in entries for band in entry["bands"]}
     if missing := [band for band in bands if band not in found]:
-        raise CheckpointError(f"{loaded.path} is of a model with band {missing[0]}, which its data set does not have")
+        raise CheckpointError(f"{loaded.title} is of a model with band {missing[0]}, which its data set does not have")
     return entries
 
 
@@ -148,7 +147,7 @@ def _described(name: str, manifest: Manifest, bands: list[str]) -> dict[str, Any
 
 def _training(loaded: LoadedWeights) -> dict[str, Any]:
     """How it was trained, without the places of files."""
-    settings, manifest = loaded.settings, flatten(read_manifest(loaded.path))
+    settings, manifest = loaded.settings, flatten(loaded.manifest)
     cross_scale = cross_scale_config(settings)
     mixture = [{"name": m.title, "split": m.split, "weight": m.weight} for m in settings.data.mixture]
     return {

@@ -74,15 +74,15 @@ def wall_time_as_json(time: WallTime) -> dict[str, Any] | None:
 
 def checkpoints(run_dir: Path) -> list[dict[str, Any]]:
     """The committed checkpoints, oldest first: step, bytes, pinned; those without a readable manifest are left out."""
-    from pipeline.checkpoint import committed, read_manifest
     from pipeline.checkpoint.files import num_bytes
-    from pipeline.checkpoint.retention import is_pinned
+    from pipeline.checkpoint.named import named
 
     found = []
-    for path in reversed(committed(run_dir / "checkpoints")):
+    shelf = named(str(run_dir)).shelf
+    for name in reversed(shelf.names()):
         try:
-            manifest = read_manifest(path)
+            manifest = shelf.manifest(name)
         except CheckpointError:
             continue
-        found.append({"step": manifest["step"], "bytes": num_bytes(manifest), "pinned": is_pinned(path)})
+        found.append({"step": manifest["step"], "bytes": num_bytes(manifest), "pinned": shelf.is_pinned(name)})
     return found

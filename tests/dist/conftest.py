@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SAVES_EVERY = 4
 
 CONFIG = """
 train: {steps: 14, global_batch: 8, micro_batch: 2, seed: 3}
@@ -70,10 +71,10 @@ class Run:
         return said
 
     def kill_at(self, step: int, number: int = signal.SIGKILL) -> None:
-        """Send `number` to the launcher as soon as every rank has traced `step`, and wait for the end of all."""
+        """Send `number` to the launcher as soon as every rank has reached `step`, and wait for the end of all."""
         process = self.start()
         deadline = time.monotonic() + 240
-        while min(len(self.trace(rank)) for rank in (0, 1)) < step:
+        while not self.has_reached(step):
             if process.poll() is not None or time.monotonic() > deadline:
                 process.kill()
                 pytest.fail(f"ended before step {step}: {process.communicate()[0]}")
@@ -83,6 +84,11 @@ class Run:
         while not _unlocked(self.dir / "lock"):
             assert time.monotonic() < deadline, "the ranks outlived their launcher"
             time.sleep(0.02)
+
+    def has_reached(self, step: int) -> bool:
+        """Whether every rank has traced `step`, and the save before it, which goes on behind the steps, is done."""
+        saved = self.dir / "checkpoints" / f"step-{step // SAVES_EVERY * SAVES_EVERY:08d}"
+        return min(len(self.trace(rank)) for rank in (0, 1)) >= step and (step < SAVES_EVERY or saved.exists())
 
     def trace(self, rank: int = 0) -> list[dict[str, Any]]:
         """What this rank trained on, step by step."""

@@ -51,7 +51,7 @@ def _started(run: Run, *overrides: str) -> tuple[subprocess.Popen[str], dict[int
     """The launcher of a run whose ranks have both traced step `STOPPED`, and the ranks."""
     process = run.start(*overrides)
     deadline = time.monotonic() + 240
-    while min(len(run.trace(rank)) for rank in (0, 1)) < STOPPED:
+    while not run.has_reached(STOPPED):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             pytest.fail(f"ended before step {STOPPED}: {process.communicate()[0]}")

@@ -1,11 +1,36 @@
 """An engine that is one tensor, for tests of checkpoints."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline import checkpoint
 from pipeline.engine import Engine
+from sharding.store import Store
+
+
+def saver(folder: Path, group: Any, token: str = "one", **options: Any) -> checkpoint.Saver:
+    """What saves into `folder`, a run's `checkpoints`; keeps all unless told otherwise."""
+    fence = checkpoint.Fence(store=Store(str(folder.parent)), token=token, owner=f"attempt {token}")
+    return checkpoint.Saver(checkpoint.FolderPlace(folder, fence), group, **({"keep": 100} | options))
+
+
+def find(folder: Path, group: Any) -> checkpoint.Found | None:
+    """The newest good one in `folder`."""
+    return checkpoint.find(checkpoint.FolderShelf(folder), group, folder)
+
+
+def save(
+    folder: Path, step: int, engine: Engine, state: dict[str, Any], about: dict[str, Any], group: Any, **options: Any
+) -> checkpoint.Saved:
+    """Save, and wait until it is done."""
+    saving = saver(folder, group, **options)
+    saving.begin(step, engine, state, about)
+    saved = saving.finish()
+    assert saved is not None
+    return saved
 
 
 class SmallEngine(Engine):
@@ -32,9 +57,8 @@ class SmallEngine(Engine):
     def skipped_steps(self) -> int:
         return 0
 
-    def save(self, folder: Path) -> None:
-        (folder / "engine").mkdir()
-        torch.save(self.value, folder / "engine" / "value.pt")
+    def snapshot(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
+        return {"engine/value.pt": copied(self.value)}
 
     def load(self, folder: Path) -> None:
         self.value = torch.load(folder / "engine" / "value.pt", weights_only=True)

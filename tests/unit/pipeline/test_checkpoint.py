@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from pipeline import checkpoint
-from pipeline.checkpoint import files, retention
+from pipeline.checkpoint import FolderShelf, files
 from pipeline.errors import CheckpointError, StorageError
-from tests.unit.pipeline.one_tensor import SmallEngine
+from tests.unit.pipeline.one_tensor import SmallEngine, find, save
 
 
 @pytest.fixture
@@ -24,12 +24,12 @@ def folder(tmp_path: Path, group: Any) -> Path:
     engine = SmallEngine()
     for step in (1, 2):
         engine.step(1.0)
-        checkpoint.save(folder, step, engine, {"step": step}, {"model": {}}, group)
+        save(folder, step, engine, {"step": step}, {"model": {}}, group)
     return folder
 
 
 def _found(folder: Path, group: Any) -> tuple[checkpoint.Found, torch.Tensor]:
-    found, engine = checkpoint.find(folder, group), SmallEngine()
+    found, engine = find(folder, group), SmallEngine()
     assert found is not None
     checkpoint.load(found, engine)
     return found, engine.value
@@ -42,11 +42,11 @@ def test_newest_is_found_and_holds_what_was_saved(folder: Path, group: Any) -> N
 
 
 def test_fresh_run_has_none(tmp_path: Path, group: Any) -> None:
-    assert checkpoint.find(tmp_path / "checkpoints", group) is None
+    assert find(tmp_path / "checkpoints", group) is None
 
 
 def test_random_numbers_continue(tmp_path: Path, group: Any) -> None:
-    checkpoint.save(tmp_path / "c", 1, SmallEngine(), {}, {"model": {}}, group)
+    save(tmp_path / "c", 1, SmallEngine(), {}, {"model": {}}, group)
     expected = random.random(), np.random.rand(), torch.rand(3)
     assert random.random() != expected[0]
     _found(tmp_path / "c", group)
@@ -96,7 +96,7 @@ def test_run_whose_checkpoints_are_all_damaged_does_not_start_anew(folder: Path,
     for path in checkpoint.committed(folder):
         (path / "state.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints .* is whole"):
-        checkpoint.find(folder, group)
+        find(folder, group)
 
 
 def test_leftover_of_a_killed_save_is_ignored_and_removed(folder: Path, group: Any) -> None:
@@ -104,48 +104,49 @@ def test_leftover_of_a_killed_save_is_ignored_and_removed(folder: Path, group: A
     leftover.mkdir()
     (leftover / "half").write_text("x")
     assert _found(folder, group)[0].step == 2
-    checkpoint.save(folder, 4, SmallEngine(), {}, {"model": {}}, group)
+    save(folder, 4, SmallEngine(), {}, {"model": {}}, group)
     assert not leftover.exists()
 
 
 def test_damaged_step_is_replaced_when_it_is_saved_again(folder: Path, group: Any) -> None:
     (folder / "step-00000002" / "state.json").write_text("{}")
-    checkpoint.save(folder, 2, SmallEngine(), {"step": 2}, {"model": {}}, group)
+    save(folder, 2, SmallEngine(), {"step": 2}, {"model": {}}, group)
     found, value = _found(folder, group)
     assert found.step == 2 and value[0] == 0
 
 
 def test_oldest_are_deleted_beyond_what_is_kept(folder: Path, group: Any) -> None:
-    checkpoint.save(folder, 3, SmallEngine(), {}, {"model": {}}, group)
-    checkpoint.retain(folder, 2)
+    save(folder, 3, SmallEngine(), {}, {"model": {}}, group)
+    checkpoint.retain(FolderShelf(folder), 2)
     assert [path.name for path in checkpoint.committed(folder)] == ["step-00000003", "step-00000002"]
     assert len(list(folder.iterdir())) == 2
 
 
 def test_milestones_and_pinned_ones_are_kept(folder: Path, group: Any) -> None:
-    retention.pin(folder / "step-00000001", True)
+    FolderShelf(folder).pin("step-00000001", True)
     for step in range(3, 8):
-        checkpoint.save(folder, step, SmallEngine(), {}, {"model": {}}, group)
-        checkpoint.retain(folder, 2, keep_every=3)
+        save(folder, step, SmallEngine(), {}, {"model": {}}, group)
+        checkpoint.retain(FolderShelf(folder), 2, keep_every=3)
     assert [int(path.name[-1]) for path in checkpoint.committed(folder)] == [7, 6, 3, 1]
-    retention.pin(folder / "step-00000001", False)
-    checkpoint.retain(folder, 1, keep_every=0)
+    FolderShelf(folder).pin("step-00000001", False)
+    checkpoint.retain(FolderShelf(folder), 1, keep_every=0)
     assert [int(path.name[-1]) for path in checkpoint.committed(folder)] == [7]
 
 
 def test_a_pin_is_no_damage(folder: Path, group: Any) -> None:
-    retention.pin(folder / "step-00000002", True)
+    FolderShelf(folder).pin("step-00000002", True)
     assert checkpoint.defect(folder / "step-00000002") is None and _found(folder, group)[0].step == 2
 
 
 def test_space_is_looked_for_before_anything_is_written(
     folder: Path, group: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = SmallEngine()
-    monkeypatch.setattr(engine, "save", lambda _: pytest.fail("written all the same"))
+    written: list[Any] = []
+    monkeypatch.setattr(torch, "save", lambda *arguments: written.append(arguments))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 5000, 5000))
     with pytest.raises(StorageError, match=r"step 3 needs about 0 MiB, and .* has 0 MiB free; free space"):
-        checkpoint.save(folder, 3, engine, {}, {"model": {}}, group)
+        save(folder, 3, SmallEngine(), {}, {"model": {}}, group)
+    assert not written
     assert [path.name for path in sorted(folder.iterdir())] == ["step-00000001", "step-00000002"]
 
 
@@ -154,7 +155,7 @@ def test_disk_that_fills_up_leaves_the_previous_and_names_the_place(folder: Path
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
         with pytest.raises(StorageError, match=r"step 3 could not be written to .*checkpoints .*MiB free"):
-            checkpoint.save(folder, 3, SmallEngine(100_000), {}, {"model": {}}, group)
+            save(folder, 3, SmallEngine(100_000), {}, {"model": {}}, group)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert [path.name for path in sorted(folder.iterdir())] == ["step-00000001", "step-00000002"]
@@ -165,7 +166,7 @@ def test_weights_that_are_not_finite_are_not_saved(folder: Path, group: Any) -> 
     engine = SmallEngine()
     engine.value[3] = float("nan")
     with pytest.raises(CheckpointError, match="diverged: 1 of 1 weights are not finite, such as value"):
-        checkpoint.save(folder, 3, engine, {}, {"model": {}}, group)
+        save(folder, 3, engine, {}, {"model": {}}, group)
     assert [path.name for path in sorted(folder.iterdir())] == ["step-00000001", "step-00000002"]
 
 
@@ -179,7 +180,7 @@ def test_disk_that_is_full_for_the_weights_alone_is_told_like_any_other(
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(StorageError, match=r"step 3 could not be written .*No space left on device"):
-        checkpoint.save(folder, 3, SmallEngine(), {}, {"model": {}}, group)
+        save(folder, 3, SmallEngine(), {}, {"model": {}}, group)
     assert [path.name for path in sorted(folder.iterdir())] == ["step-00000001", "step-00000002"]
 
 

@@ -12,7 +12,7 @@ from pipeline import checkpoint
 from pipeline.checkpoint.command import main
 from pipeline.errors import CheckpointError, ConfigError, StorageError
 from sharding.lock import hold
-from tests.unit.pipeline.one_tensor import SmallEngine
+from tests.unit.pipeline.one_tensor import SmallEngine, save
 
 ABOUT = {"engine": "ddp", "zero_stage": 1, "precision": "fp32", "model": {"width": 8}, "data_fingerprint": "f" * 8}
 
@@ -23,7 +23,7 @@ def run(tmp_path: Path, group: Any) -> Path:
     for step in (2, 4, 6, 8):
         engine.step(1.0)
         state = {"step": step, "stream": {"samples_seen": 10 * step}}
-        checkpoint.save(tmp_path / "run" / "checkpoints", step, engine, state, ABOUT, group)
+        save(tmp_path / "run" / "checkpoints", step, engine, state, ABOUT, group)
     return tmp_path / "run"
 
 
@@ -131,7 +131,7 @@ def test_convert_to_a_file_of_torch(run: Path, said: Callable[..., str], tmp_pat
     ("arguments", "error", "message"),
     [
         (["list", "{}/nowhere"], CheckpointError, "there is no folder .*nowhere; give the run.dir"),
-        (["list", "{}"], CheckpointError, "holds no checkpoint; give the run.dir of a run that has saved"),
+        (["list", "{}/fresh"], CheckpointError, "holds no checkpoint; give the run.dir of a run that has saved"),
         (["show", "{}"], CheckpointError, "is neither a run folder nor a checkpoint"),
         (["prune", "{}/run", "--keep", "0"], ConfigError, "--keep must be at least 1"),
     ],
@@ -139,5 +139,6 @@ def test_convert_to_a_file_of_torch(run: Path, said: Callable[..., str], tmp_pat
 def test_what_cannot_work_is_said(
     run: Path, tmp_path: Path, arguments: list[str], error: type[Exception], message: str
 ) -> None:
+    (tmp_path / "fresh" / "checkpoints").mkdir(parents=True)
     with pytest.raises(error, match=message):
         main([argument.format(tmp_path) for argument in arguments])

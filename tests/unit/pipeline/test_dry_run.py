@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import dry_run
+from pipeline import checkpoint_plan
 from pipeline.errors import ConfigError, DataError
 from pipeline.memory_plan import GPU_GIB, EngineKind, find_gpu, kinds, model_states
 from pipeline.pretrain import main
@@ -117,6 +117,18 @@ def test_checkpoints_larger_than_the_disk_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_checkpoints_in_a_bucket_need_room_for_one(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket = ["checkpoint.url=s3://bucket/run", f"checkpoint.staging={tmp_path / 'staging'}"]
+    assert main([*command, *bucket]) == 0
+    said = capsys.readouterr().out
+    assert "at s3://bucket/run" in said and f"free at {tmp_path / 'staging'}" in said
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ConfigError, match=r"written to checkpoint.staging=.* before it is uploaded, and 0.0 GB"):
+        main([*command, *bucket])
+
+
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 6), st.integers(0, 20))
 def test_kept_checkpoints_are_those_that_retention_keeps(saves: int, keep: int, every: int, keep_every: int) -> None:
     wanted = CheckpointSettings(every=every, keep=keep, keep_every=keep_every)
@@ -124,7 +136,7 @@ def test_kept_checkpoints_are_those_that_retention_keeps(saves: int, keep: int, 
     for step in range(every, saves * every + 1, every):
         newest = [*kept, step][-keep:]
         kept = [old for old in [*kept, step] if old in newest or (keep_every and old % keep_every == 0)]
-    assert dry_run._num_kept(saves, wanted) == len(kept)
+    assert checkpoint_plan._num_kept(saves, wanted) == len(kept)
 
 
 def test_every_gpu_whose_memory_is_known_has_a_peak() -> None:

@@ -203,7 +203,7 @@ def test_exponents_are_numbers(run):
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"neither a run folder nor a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"there is no folder .*; give the run.dir"):
         evaluate("linear", str(tmp_path / "nothing"), [])
 
 

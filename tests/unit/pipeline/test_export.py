@@ -200,8 +200,8 @@ def _other_model(run: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "arguments", "code", "said"),
     [
-        (None, ["{run}x", "--out", "{out}"], 1, "there is no folder .*runx; give a run folder or one of its"),
-        (None, ["{run}/..", "--out", "{out}"], 1, "holds no checkpoint; train with"),
+        (None, ["{run}x", "--out", "{out}"], 1, "there is no folder .*runx; give the run.dir of"),
+        (None, ["{run}/..", "--out", "{out}"], 1, "is neither a run folder nor a checkpoint"),
         (_damage, ["{run}", "--out", "{out}"], 1, "no checkpoint of .* is whole: .*CRC-32C does not match"),
         (_other_model, ["{run}", "--out", "{out}"], 1, "is not of the model in .*config.yaml: .*size mismatch"),
         (None, ["{run}", "--out", "{run}"], 2, "--out .*run exists; name another place"),
