@@ -60,6 +60,10 @@ class Engine(ABC):
         """Read what `snapshot` gave, from files in `folder`. A collective."""
 
     @abstractmethod
+    def copy_weights(self, into: dict[str, Any]) -> None:
+        """Copy the weights that compute into tensors of this rank's device; other names are left out. A collective."""
+
+    @abstractmethod
     def weights(self) -> dict[str, Any]:
         """All fp32 weights by name, on the CPU of rank 0 (empty elsewhere). A collective."""
 
@@ -148,6 +152,18 @@ class DeepSpeedEngine(Engine):
         path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
         if path is None:
             raise CheckpointError(f"DeepSpeed found no state in {folder / _TAG}; delete this checkpoint's folder")
+
+    @override
+    def copy_weights(self, into: dict[str, Any]) -> None:
+        import torch
+        from deepspeed.runtime.zero import GatheredParameters
+
+        is_sharded = self._engine.zero_optimization_stage() == 3
+        with torch.no_grad():
+            for name, parameter in self._engine.module.named_parameters():
+                with GatheredParameters([parameter]) if is_sharded else contextlib.nullcontext():
+                    if name in into:
+                        into[name].copy_(parameter)
 
     @override
     def weights(self) -> dict[str, Any]:
@@ -250,6 +266,15 @@ class DdpEngine(Engine):
             for parameter, master, saved in zip(self._parameters, self._masters, state["masters"], strict=True):
                 master.copy_(saved)
                 parameter.copy_(saved)
+
+    @override
+    def copy_weights(self, into: dict[str, Any]) -> None:
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in self._model.module.named_parameters():
+                if name in into:
+                    into[name].copy_(parameter)
 
     @override
     def weights(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Phase(StrEnum):
     DATA = "waiting for data"
     STEP = "step"
     CHECKPOINT = "checkpoint"
+    EVALUATE = "evaluation"
     END = "end"
 
 
@@ -41,6 +42,7 @@ _ADVICE: Final = {
     Phase.DATA: "see whether the data can be read, such as with python -m pipeline.stream bench",
     Phase.STEP: "see what its stacks wait for",
     Phase.CHECKPOINT: "see whether the run folder can be written",
+    Phase.EVALUATE: "see whether the data of the probe can be read",
     Phase.END: "see what its stacks wait for",
 }
 

@@ -9,9 +9,11 @@ from pipeline.distributed import Ranks
 from pipeline.errors import DataError, StorageError
 from pipeline.hang import Phase
 from pipeline.loss_watch import Finding
+from pipeline.online_evaluation import pictures_path, say_probe
 from pipeline.optimiser import learning_rate
 from pipeline.run_folder import say_outcome
-from pipeline.session import Session, TrainState, describe, open_session
+from pipeline.run_identity import describe
+from pipeline.session import Session, TrainState, open_session
 from pipeline.settings import Settings
 from pipeline.stop import Reason, StopRequest
 from pipeline.stream.exact import Stream
@@ -61,6 +63,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
 
             is_logged = state.step % settings.log.every == 0 or state.step == num_steps
             with clock.part("log"):
+                _tell_probe(session, *session.evaluation.poll())
                 if (profile := session.profile.end(state.step)) is not None:
                     session.progress.say(f"profile: {profile}")
                 session.log.trace_step(state.step, batch, outputs)
@@ -74,6 +77,8 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
                     _save(session, state, must_succeed=is_stopping or state.step == num_steps, waits=bool(reason))
             elif (saved := session.saver.poll()) is not None:
                 _tell_saved(session, saved)
+            if session.evaluation.is_due(state.step) and not is_stopping:
+                _evaluate(session, state.step)
             if is_logged:
                 _write_time(session, state.step)
             if reason:
@@ -82,6 +87,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
         outcome = "done" if state.step >= num_steps or reason is None else _OUTCOMES[reason]
         session.watchdog.enter(Phase.END, state.step + 1)
         with clock.part("end"):
+            _tell_probe(session, *session.evaluation.close())
             _say_end(session, state, outcome)
         _write_time(session, state.step)
     return outcome
@@ -167,6 +173,26 @@ def _tell_saved(session: Session, saved: Saved) -> None:
     session.progress.say(f"saved {saved.name} in {saved.seconds:.1f} s{stood}")
     if saved.remark:
         session.progress.say(f"warning: {saved.remark}")
+
+
+def _evaluate(session: Session, step: int) -> None:
+    session.watchdog.enter(Phase.EVALUATE, step)
+    began = time.perf_counter()
+    with session.clock.part("probe"):
+        session.evaluation.run(step, session.model, session.engine)
+        if session.ranks.is_first and session.evaluation.draws(step):
+            session.log.pictures(step, pictures_path(session.run_dir, step))
+    session.progress.exclude(time.perf_counter() - began)
+
+
+def _tell_probe(session: Session, line: dict[str, Any] | None, problem: Exception | None) -> None:
+    if line is not None:
+        session.progress.say(say_probe(line))
+        figures = {f"probe/{name}": value for name, value in line.items() if "_map_" in name}
+        session.log.figures(line["step"], figures)
+    if problem is not None:
+        session.log.event("probe_failed", session.state.step, reason=str(problem))
+        session.progress.say(f"warning: the probe failed: {problem}")
 
 
 def _say_end(session: Session, state: TrainState, outcome: str) -> None:

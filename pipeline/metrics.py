@@ -86,6 +86,16 @@ class RunLog:
         for tracker in self._trackers:
             tracker.log(line["step"], figures)
 
+    def figures(self, step: int, figures: dict[str, float]) -> None:
+        """Figures for the trackers alone, of a step that may have been logged before."""
+        for tracker in self._trackers:
+            tracker.log(step, figures)
+
+    def pictures(self, step: int, path: Path) -> None:
+        """Reconstructions that were stored, for the trackers that show pictures."""
+        for tracker in self._trackers:
+            tracker.pictures(step, path)
+
     def trace_step(self, step: int, batch: Any, outputs: list[Any]) -> None:
         """Exactly what this rank trained on: sample keys, a CRC-32C of the masks, the loss of each micro-batch.
 

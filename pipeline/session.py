@@ -14,11 +14,13 @@ from pipeline.clock import RunClock, event_maker
 from pipeline.config import cross_scale_config, dump_settings, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, all_agree, choose_device, cpu_group, join, leave
 from pipeline.engine import Engine, build_engine, import_deepspeed
-from pipeline.errors import CheckpointError, ConfigError
+from pipeline.errors import ConfigError
 from pipeline.loss_watch import LossWatch
 from pipeline.metrics import RunLog
+from pipeline.online_evaluation import OnlineEvaluation
 from pipeline.pretrained import start_all_from
 from pipeline.progress import Progress
+from pipeline.run_identity import check_same_run, describe
 from pipeline.settings import Settings
 from pipeline.step_profile import StepProfile
 from pipeline.stop import StopRequest
@@ -63,6 +65,9 @@ class Session:
     log: RunLog
     progress: Progress
     saver: checkpoint.Saver
+    model: Any
+    """What trains, as it was built."""
+    evaluation: OnlineEvaluation
     failed_saves: int = 0
     """Saves in a row that could not be written."""
     begun_save: int = 0
@@ -130,7 +135,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         found = checkpoint.find(checkpoints.shelf, group, checkpoints.fetched, ranks.local_rank)
         if found is not None:
             checkpoints.place.replaceable = found.rejected_names
-            _check_same_run(found, describe(settings, stream))
+            check_same_run(found, describe(settings, stream))
         initial = None
         if found is None and settings.train.init_weights:
             initial = start_all_from(
@@ -154,6 +159,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         _say_start(log, progress, found, state, changed, ranks, _device_name(device))
         if initial is not None:
             log.event("init_weights", 0, file=settings.train.init_weights, **asdict(initial))
+        evaluation = OnlineEvaluation(settings, ranks, group, device, state.step)
         opening.close()
         yield Session(
             settings=settings,
@@ -172,6 +178,8 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             log=log,
             progress=progress,
             saver=saver,
+            model=model,
+            evaluation=evaluation,
         )
 
 
@@ -203,33 +211,6 @@ class _StreamLog(RunLog):
                 self._replaced = found.replaced
                 self.event("samples_replaced", step=line["step"], total=found.replaced)
         super().metrics(line)
-
-
-def describe(settings: Settings, stream: ExactStream | MixtureStream) -> dict[str, Any]:
-    """What a checkpoint's manifest says of its run."""
-    fingerprint: str | dict[str, str]
-    if isinstance(stream, MixtureStream):
-        fingerprint = {name: manifest.fingerprint for name, manifest in stream.manifests.items()}
-    else:
-        fingerprint = stream.manifest.fingerprint
-    return {
-        "engine": settings.engine.name,
-        "zero_stage": settings.engine.zero_stage,
-        "precision": settings.engine.precision,
-        "model": settings.model,
-        "data_fingerprint": fingerprint,
-    }
-
-
-def _check_same_run(found: checkpoint.Found, about: dict[str, Any]) -> None:
-    """CheckpointError when the checkpoint is of another model, engine or data set; the world size may differ."""
-    there = run_folder.flatten(checkpoint.read_manifest(found.path))
-    now = run_folder.flatten(about)
-    differing = [f"{key} ({there.get(key)!r} there, {now[key]!r} now)" for key in now if there.get(key) != now[key]]
-    if differing:
-        raise CheckpointError(
-            f"{found.title} is of another run: {', '.join(differing[:5])}; choose another run.dir or remove it"
-        )
 
 
 def _say_failure(run_dir: Path) -> Callable[..., bool]:

@@ -110,6 +110,8 @@ class LogSettings:
     """Tracking URI of MLflow to log to, too; empty: none. Needs the package mlflow."""
     trace: bool = False
     """Write each step's sample keys, a digest of its masks and its exact loss into trace-rankNNNNN.jsonl."""
+    reconstructions: int = 0
+    """Steps between reconstructions of four fixed samples, stored under reconstructions/; 0: never."""
     profile_steps: int = 0
     """Steps of which rank 0 writes a profile into profile/, from the fourth of each attempt on."""
 
@@ -128,6 +130,28 @@ class RunSettings:
     """CPU threads of torch in each rank; 0: the machine's cores divided by its ranks."""
     timeout_s: float = 600.0
     """Longest wait for another rank before the job gives up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineProbeSettings:
+    """kNN and ridge regression on the frozen features of a fixed labelled subset, while the run trains."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    every: int = 0
+    """Steps between probes; the last step is probed too. 0: never."""
+    samples: int = 1024
+    """Samples of each split, the first of its index; kept in memory as they are stored, shared among the ranks."""
+    train_split: str = "train"
+    """Split on whose labels the probe is fitted."""
+    test_split: str = "test"
+    """Split that is scored."""
+    neighbours: int = 20
+    """Training samples that vote on a test sample's labels."""
+    ridge: float = 1.0
+    """Strength of the ridge: weight of the squared weights beside the mean squared error of standardised features."""
+    batch_size: int = 64
+    """Samples of one forward pass on a rank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +180,8 @@ class WatchdogSettings:
     """Longest time for a micro-batch with what follows it; five times that of the second step where that is more."""
     checkpoint_s: float = 300.0
     """Longest time for a save."""
+    probe_s: float = 300.0
+    """Longest time for an evaluation while training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,5 +202,6 @@ class Settings:
     engine: EngineSettings = field(default_factory=EngineSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    probe: OnlineProbeSettings = field(default_factory=OnlineProbeSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     watchdog: WatchdogSettings = field(default_factory=WatchdogSettings)

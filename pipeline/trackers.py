@@ -27,6 +27,9 @@ class Tracker(Protocol):
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Figures of one step; a replayed step comes again with the same figures."""
 
+    def pictures(self, step: int, path: Path) -> None:
+        """Reconstructions, in a file of `pipeline.reconstruction.store_pictures`."""
+
     def close(self) -> None:
         """Send what has not been sent."""
 
@@ -44,6 +47,13 @@ class TensorBoard:
         for name, value in figures.items():
             self._writer.add_scalar(name, value, step)
 
+    def pictures(self, step: int, path: Path) -> None:
+        """An image for each sample and modality: input, visible patches, reconstruction."""
+        from pipeline.report.pictures import triptychs
+
+        for name, pixels in triptychs(path):
+            self._writer.add_image(f"reconstruction/{name}", pixels, step, dataformats="HWC")
+
     def close(self) -> None:
         """Write the files."""
         self._writer.close()
@@ -56,13 +66,24 @@ class Wandb:
         import wandb
 
         identity = hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:16]
+        self._last_step = 0
         self._run: Any = wandb.init(
             project=project, name=run_dir.name, id=identity, resume="allow", dir=str(run_dir), config=settings
         )
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        """All figures at once; W&B leaves out steps that it has."""
-        self._run.log(figures, step=step)
+        """All figures at once; W&B leaves out steps before its last, so that figures of one go to the last."""
+        self._last_step = max(self._last_step, step)
+        self._run.log(figures, step=self._last_step)
+
+    def pictures(self, step: int, path: Path) -> None:
+        """The same images as TensorBoard's."""
+        import wandb
+
+        from pipeline.report.pictures import triptychs
+
+        images = {f"reconstruction/{name}": wandb.Image(pixels) for name, pixels in triptychs(path)}
+        self.log(step, images)
 
     def close(self) -> None:
         """Wait until all is sent."""
@@ -98,6 +119,10 @@ class MLflow:
         metrics = [Metric(name, value, now_ms, step) for name, value in figures.items()]
         self._sent = self._client.log_batch(self._id, metrics=metrics, synchronous=False)
 
+    def pictures(self, step: int, path: Path) -> None:
+        """The file as it is, as an artifact."""
+        self._client.log_artifact(self._id, str(path), "reconstructions")
+
     def close(self) -> None:
         """Wait until all is sent, and mark the run as ended."""
         if self._sent is not None:
@@ -117,6 +142,11 @@ class _Forgiving:
         """As the tracker does, while it does."""
         if (tracker := self._tracker) is not None:
             self._tried(lambda: tracker.log(step, figures))
+
+    def pictures(self, step: int, path: Path) -> None:
+        """As the tracker does, while it does."""
+        if (tracker := self._tracker) is not None:
+            self._tried(lambda: tracker.pictures(step, path))
 
     def close(self) -> None:
         """As the tracker does."""

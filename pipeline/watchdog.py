@@ -74,6 +74,7 @@ class Watchdog:
             Phase.DATA: ("data_s", settings.data_s),
             Phase.STEP: ("step_s", settings.step_s),
             Phase.CHECKPOINT: ("checkpoint_s", settings.checkpoint_s),
+            Phase.EVALUATE: ("probe_s", settings.probe_s),
             Phase.END: ("end", 0.0),  # what a service of others has not got yet may take its time
         }
         self._usual_s = 0.0
@@ -155,7 +156,7 @@ class Watchdog:
 
     def _limit(self, place: _Place) -> tuple[str, float, float]:
         """The setting that bounds a place, its seconds (0: none), and the moment from which they count."""
-        is_save = place.phase is Phase.CHECKPOINT
+        is_save = place.phase in (Phase.CHECKPOINT, Phase.EVALUATE)
         if place.step <= self._first_step and not is_save:
             return *self._limits[Phase.START], self._began
         if place.step == self._first_step + 1 and not is_save and not self._usual_s:

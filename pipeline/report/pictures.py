@@ -3,7 +3,7 @@
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -80,6 +80,26 @@ def describe_strips(run_dir: Path) -> dict[str, Any] | None:
             rows.append(_shown(panel, before, hidden, _STRIP_PIXELS) | {"moments": filled})
         samples.append({"key": key, "rows": rows})
     return {"problems": problems, "samples": samples, "steps": list(moments), "stored": len(found)}
+
+
+def triptychs(path: Path) -> Iterator[tuple[str, "npt.NDArray[np.uint8]"]]:
+    """Of each panel and sample `PANEL/KEY`, and side by side its input, visible patches and reconstruction.
+
+    Pixels are (height, 3 x width, 3), the stretch is that of the input.
+    """
+    import numpy as np
+
+    stored = _read(path)
+    for panel in stored.panels:
+        for number, key in enumerate(stored.keys):
+            before, after, hidden = stored.images(panel["name"], number)
+            low, high = _stretch(before)
+            scale = before.shape[1] // hidden.shape[0], before.shape[2] // hidden.shape[1]
+            visible = before * ~np.kron(hidden, np.ones(scale)).astype(bool) + low * np.kron(hidden, np.ones(scale))
+            wide = np.concatenate([before, visible, after], axis=2)
+            scaled = np.clip((wide - low) / max(high - low, 1e-12), 0, 1) * 255
+            pixels = np.moveaxis(np.broadcast_to(scaled, (3, *scaled.shape[1:])), 0, -1)
+            yield f"{panel['name']}/{key}", pixels.round().astype(np.uint8)
 
 
 def evenly(values: Sequence[int], most: int) -> list[int]:

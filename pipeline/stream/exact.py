@@ -265,8 +265,11 @@ def evaluation_batches(
     cache_dir_gib: float = 100.0,
     client: Client = "fsspec",
     verify_checksums: bool = True,
+    limit: int = 0,
 ) -> "EvaluationBatches":
     """Each sample of a split exactly once over all ranks, in the order of the index; the last batch may be short.
+
+    With a `limit`, only so many samples, the first.
 
     Rank r of W has the samples [r*N/W, (r+1)*N/W): the ranks' numbers of batches may differ by one, so reduce at the
     end and not in every batch. Epoch is 0 and position the sample's number.
@@ -286,6 +289,7 @@ def evaluation_batches(
         ),
         rank,
         world_size,
+        limit,
     )
 
 
@@ -299,12 +303,12 @@ def read_image_manifest(url: str) -> Manifest:
 class EvaluationBatches(BatchIterator):
     """What `evaluation_batches` returns: an iterator, and a context that ends its threads."""
 
-    def __init__(self, config: StreamConfig, rank: int, world_size: int) -> None:
+    def __init__(self, config: StreamConfig, rank: int, world_size: int, limit: int = 0) -> None:
         check_world_size(config.global_batch, rank, world_size)
         self.manifest = read_image_manifest(config.url)
         self._reader = open_reader(config, self.manifest)
-        self.num_samples = len(self._reader.table)
-        """Samples of the split, over all ranks."""
+        self.num_samples = min(len(self._reader.table), limit or len(self._reader.table))
+        """Samples of the split that are given, over all ranks."""
         if isinstance(source := self._reader.source, FetchedRuns):
             source.set_run_samples(round(RUN_BYTES / max(self.manifest.sample_bytes(config.split), 1.0)) or 1)
         batch_size = config.global_batch // world_size

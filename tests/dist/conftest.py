@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -51,16 +52,26 @@ class Run:
     dir: Path
     command: list[str]
 
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
-        """Start the ranks, in a process group of their own."""
+    def start(self, *overrides: str, program: str = "", num_ranks: int = 2) -> subprocess.Popen[str]:
+        """Start the ranks, in a process group of their own; each runs `program` instead of the product's module."""
+        command = self.command
+        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+        if program:
+            folder = self.dir.parent / f"program-{google_crc32c.value(program.encode()):08x}"
+            folder.mkdir(exist_ok=True)
+            (folder / "program.py").write_text(program)
+            starter = f"start_ranks('program', sys.argv[1:], {num_ranks})"
+            code = f"import sys; from pipeline.launch import start_ranks; sys.exit({starter})"
+            command = [sys.executable, "-c", code, *self.command[3:]]
+            environment["PYTHONPATH"] = f"{folder}:{ROOT}"
         return subprocess.Popen(
-            [*self.command, *overrides],
+            [*command, *overrides],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            env={k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")},
+            env=environment,
         )
 
     def finish(self, *overrides: str, code: int = 0) -> str:
@@ -81,6 +92,11 @@ class Run:
             time.sleep(0.01)
         process.send_signal(number)
         process.communicate(timeout=120)
+        self.wait_until_left()
+
+    def wait_until_left(self) -> None:
+        """Wait until no process holds the run folder."""
+        deadline = time.monotonic() + 60
         while not _unlocked(self.dir / "lock"):
             assert time.monotonic() < deadline, "the ranks outlived their launcher"
             time.sleep(0.02)
@@ -114,6 +130,15 @@ class Run:
         """The newest checkpoint's fp32 weights."""
         newest = max(p for p in (self.dir / "checkpoints").iterdir() if p.name.startswith("step-"))
         return (newest / "model.safetensors").read_bytes()
+
+
+def ranks_of(launcher: "subprocess.Popen[str]") -> dict[int, int]:
+    """The processes of a launcher's ranks."""
+    found = {}
+    for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        found |= {int(v[5:]): int(pid) for v in variables if v.startswith(b"RANK=")}
+    return found
 
 
 def _unlocked(path: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.conftest import ROOT, Run
+from tests.dist.conftest import ROOT, Run, ranks_of
 
 pytestmark = [pytest.mark.dist, pytest.mark.chaos]
 
@@ -19,7 +19,7 @@ NewRun = Callable[..., Run]
 SAVED, STOPPED, STEPS = 8, 10, 14
 LIMIT_S, GRACE_S, LAUNCHERS_GRACE_S = 6, 5, 10
 LIMIT = [f"watchdog.step_s={LIMIT_S}", f"watchdog.data_s={LIMIT_S}"]
-NO_LIMIT = ["watchdog.start_s=0", "watchdog.data_s=0", "watchdog.step_s=0", "watchdog.checkpoint_s=0"]
+NO_LIMIT = [f"watchdog.{phase}_s=0" for phase in ("start", "data", "step", "checkpoint", "probe")]
 
 SLOW_DATA = """
 import os, time
@@ -38,15 +38,6 @@ run_rank_command(pretrain.main)
 LAUNCHER = "import sys; from pipeline.launch import start_ranks; sys.exit(start_ranks('program', sys.argv[1:], 2))"
 
 
-def _pids(launcher: subprocess.Popen[str]) -> dict[int, int]:
-    """The processes of the ranks."""
-    found = {}
-    for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        found |= {int(v[5:]): int(pid) for v in variables if v.startswith(b"RANK=")}
-    return found
-
-
 def _started(run: Run, *overrides: str) -> tuple[subprocess.Popen[str], dict[int, int]]:
     """The launcher of a run whose ranks have both traced step `STOPPED`, and the ranks."""
     process = run.start(*overrides)
@@ -56,7 +47,7 @@ def _started(run: Run, *overrides: str) -> tuple[subprocess.Popen[str], dict[int
             process.kill()
             pytest.fail(f"ended before step {STOPPED}: {process.communicate()[0]}")
         time.sleep(0.005)
-    return process, _pids(process)
+    return process, ranks_of(process)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -197,7 +198,7 @@ def test_phase_without_a_limit_may_take_for_ever(tmp_path: Path) -> None:
 
 
 def test_without_limits_nothing_looks_on(tmp_path: Path) -> None:
-    with Watchdog(tmp_path, 0, ALONE, _settings(0, 0, 0, 0)) as dog:
+    with Watchdog(tmp_path, 0, ALONE, replace(_settings(0, 0, 0, 0), probe_s=0.0)) as dog:
         dog.enter(Phase.STEP, 1)
         assert list(tmp_path.iterdir()) == []
 
