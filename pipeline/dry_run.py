@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.checkpoint_plan import CheckpointPlan, plan_checkpoints
 from pipeline.config import cross_scale_config, micro_batches, model_config
+from pipeline.dry_batch import largest_micro_batch
 from pipeline.errors import ConfigError
 from pipeline.memory_plan import EngineKind, Gpu, ModelStates, checkpoint_bytes, find_gpu, kinds, model_states
 from pipeline.settings import Settings
@@ -185,7 +186,8 @@ def _plan_memory(settings: Settings, parameters: int, world_size: int, gpu: Gpu 
         fits = largest = None
         if gpu is not None and most is not None:
             fits = most <= gpu.usable_bytes
-            largest = _largest(own_samples, lambda number: needed(kind, number) <= gpu.usable_bytes)
+            usable = gpu.usable_bytes
+            largest = largest_micro_batch(own_samples, lambda size: needed(kind, own_samples // size) <= usable)
         return MemoryRow(
             engine=kind.title,
             is_own=kind == _own_kind(settings),
@@ -221,16 +223,6 @@ def _activations(settings: Settings) -> Callable[[int], int]:
         return activation_bytes(config, micro_batch, dtype, cross_scale=cross_scale) + micro_batch * image_bytes
 
     return count
-
-
-def _largest(own_samples: int, fits: Callable[[int], bool]) -> int:
-    """The largest micro-batch that divides a rank's samples and fits, 0 if none; `fits` takes the accumulation."""
-    numbers = [number for number in range(1, own_samples + 1) if own_samples % number == 0]
-    low, high = 0, len(numbers)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(numbers[middle]) else (middle + 1, high)
-    return own_samples // numbers[low] if low < len(numbers) else 0
 
 
 def _refuse_large_states(own: EngineKind, parameters: int, world_size: int, accumulation: int, gpu: Gpu) -> None:

@@ -48,6 +48,11 @@ class Engine(ABC):
     def skipped_steps(self) -> int:
         """Steps that were not applied because a gradient was not finite."""
 
+    @property
+    @abstractmethod
+    def module(self) -> Any:
+        """The model that computes; at ZeRO stage 3 calling it is a collective."""
+
     @abstractmethod
     def snapshot(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
         """This rank's part of the engine's state, by the path of the file that `torch.save` will write. A collective.
@@ -131,6 +136,11 @@ class DeepSpeedEngine(Engine):
     @override
     def skipped_steps(self) -> int:
         return int(self._engine.skipped_steps)
+
+    @property
+    @override
+    def module(self) -> Any:
+        return self._engine.module
 
     @override
     def snapshot(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
@@ -245,6 +255,11 @@ class DdpEngine(Engine):
     @override
     def skipped_steps(self) -> int:
         return self._skipped
+
+    @property
+    @override
+    def module(self) -> Any:
+        return self._model.module
 
     @override
     def snapshot(self, copied: Callable[[Any], Any]) -> dict[str, Any]:

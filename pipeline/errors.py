@@ -2,11 +2,23 @@
 
 from sharding.errors import ConfigError, DataError, FusMAEError, StorageError
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "FusMAEError", "RankError", "StorageError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DeviceMemoryError",
+    "FusMAEError",
+    "RankError",
+    "StorageError",
+]
 
 
 class CheckpointError(FusMAEError):
     """A checkpoint is missing, damaged, or of another model, data set or run."""
+
+
+class DeviceMemoryError(FusMAEError):
+    """A GPU, or the machine, has no memory left for a step that fitted before."""
 
 
 class RankError(FusMAEError):

@@ -1,6 +1,7 @@
 """The training loop. It reads from top to bottom."""
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ from pipeline.hang import Phase
 from pipeline.loss_watch import Finding
 from pipeline.online_evaluation import pictures_path, say_probe
 from pipeline.optimiser import learning_rate
+from pipeline.out_of_memory import told
 from pipeline.run_folder import say_outcome
 from pipeline.run_identity import describe
 from pipeline.session import Session, TrainState, open_session
@@ -32,7 +34,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
     Returns the outcome, the same on every rank: `done`, `saved` after a stop signal, `stopped` after the file STOP, or
     `interrupted` after Ctrl-C.
     """
-    with open_session(settings, ranks, stop) as session:
+    with open_session(settings, ranks, stop) as session, _memory_told(session):
         num_steps, every = settings.train.steps, settings.checkpoint.every
         state, reason, is_stopping = session.state, None, False
         batches, clock = iter(session.stream), session.clock
@@ -91,6 +93,13 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
             _say_end(session, state, outcome)
         _write_time(session, state.step)
     return outcome
+
+
+def _memory_told(session: Session) -> AbstractContextManager[None]:
+    own_samples = session.settings.train.global_batch // session.ranks.world_size
+    micro_batch = own_samples // session.accumulation
+    watchdog, device = session.watchdog, session.engine.device
+    return told(session.log, session.ranks.rank, device, own_samples, micro_batch, lambda: watchdog.step)
 
 
 def _without_graph(output: Any) -> Any:

@@ -133,10 +133,9 @@ def _train(settings: Settings, ranks: Ranks) -> int:
         with say_lost_ranks(ranks.rank):
             outcome = train(settings, ranks, stop)
     except torch.OutOfMemoryError as error:
-        own = settings.train.micro_batch or settings.train.global_batch // ranks.world_size
         raise ConfigError(
-            f"the GPU has too little memory for {own} samples at once; write train.micro_batch={max(1, own // 2)} "
-            f"({str(error).splitlines()[0]})"
+            f"rank {ranks.rank} has too little memory for the model and its optimiser ({str(error).splitlines()[0]}); "
+            "python -m pipeline.pretrain CONFIG --dry-run --gpu NAME says which engine.zero_stage fits"
         ) from error
     if outcome == "interrupted":
         if ranks.is_first:

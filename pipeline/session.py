@@ -13,6 +13,7 @@ from pipeline import checkpoint, hang, run_folder, universal
 from pipeline.clock import RunClock, event_maker
 from pipeline.config import cross_scale_config, dump_settings, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, all_agree, choose_device, cpu_group, join, leave
+from pipeline.dry_batch import check_dry_batch
 from pipeline.engine import Engine, build_engine, import_deepspeed
 from pipeline.errors import ConfigError
 from pipeline.loss_watch import LossWatch
@@ -160,6 +161,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         if initial is not None:
             log.event("init_weights", 0, file=settings.train.init_weights, **asdict(initial))
         evaluation = OnlineEvaluation(settings, ranks, group, device, state.step)
+        check_dry_batch(settings, config, engine, lambda: _build_model(config, settings, device)[0], ranks, group)
         opening.close()
         yield Session(
             settings=settings,

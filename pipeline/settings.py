@@ -156,7 +156,10 @@ class OnlineProbeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardSettings:
-    """Which losses are told as an event with the keys of their samples; those that are not finite always are."""
+    """What is looked at before the first step, and which losses are told with the keys of their samples.
+
+    Losses that are not finite always are.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
@@ -164,6 +167,8 @@ class GuardSettings:
     """Standard deviations above the median of the steps before at which a loss leaps; 0: never."""
     window: int = 200
     """Steps before that are compared with."""
+    dry_batch: Literal["auto", "always", "never"] = "auto"
+    """Try a micro-batch before the first step, and say which fits when it does not. auto: on a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,6 +96,11 @@ class Watchdog:
             self._usual_s = max(self._usual_s, now - before.since)
         self._place = _Place(phase, step, now)
 
+    @property
+    def step(self) -> int:
+        """The step that this rank has come to."""
+        return self._place.step
+
     def __enter__(self) -> "Watchdog":
         if self._looks_s:
             from pipeline.guard import Guard

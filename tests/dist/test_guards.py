@@ -46,12 +46,17 @@ def _events(run: Run, rank: int) -> list[dict[str, Any]]:
 
 def _run_with(run: Run, tmp_path: Path, does: str) -> str:
     """A run to the end in which rank 1 does something with each micro-batch; what was said."""
-    (tmp_path / "program.py").write_text(PROGRAM.format(does=does))
+    return run_program(run, tmp_path, PROGRAM.format(does=does))
+
+
+def run_program(run: Run, tmp_path: Path, program: str, code: int = 0) -> str:
+    """A run of two ranks of `program`, which ends with `code`; what was said."""
+    (tmp_path / "program.py").write_text(program)
     command = [sys.executable, "-c", LAUNCHER, *run.command[3:]]
     environment = dict(os.environ, PYTHONPATH=f"{tmp_path}:{ROOT}")
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("engine", [("engine.name=ddp",), ("engine.zero_stage=1",), ("engine.zero_stage=3",)])
