@@ -21,7 +21,7 @@ help:
 	@echo "make check      format, lint, types, fast tests: what to run before a commit"
 	@echo "make test       the suite as CI runs it"
 	@echo "make test-full  the suite and the long matrices"
-	@echo "make bench      measure the stream, the build and the model, into docs/benchmarks.md"
+	@echo "make bench      measure the stream, the build, the model and the engine, into docs/benchmarks.md"
 
 $(STAMP):
 	@python="$$(bash .ci/find-python)"; \
@@ -58,6 +58,7 @@ bench: setup
 	for part in local first-batch s3; do $(PY) -m benchmarks.stream --part $$part --into docs/benchmarks.md || exit; done
 	$(PY) -m benchmarks.build --into docs/benchmarks.md
 	$(PY) -m benchmarks.model --into docs/benchmarks.md
+	$(PY) -m benchmarks.engine --into docs/benchmarks.md
 
 check: lint types fast
 
