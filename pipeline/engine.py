@@ -69,8 +69,8 @@ class Engine(ABC):
         """Copy the weights that compute into tensors of this rank's device; other names are left out. A collective."""
 
     @abstractmethod
-    def weights(self) -> dict[str, Any]:
-        """All fp32 weights by name, on the CPU of rank 0 (empty elsewhere). A collective."""
+    def weights(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
+        """All fp32 weights by name, on rank 0 (empty elsewhere), made by `copied` as in `snapshot`. A collective."""
 
 
 def build_engine(model: Any, settings: Settings, device: Any, accumulation: int, universal: bool) -> Engine:
@@ -176,7 +176,7 @@ class DeepSpeedEngine(Engine):
                         into[name].copy_(parameter)
 
     @override
-    def weights(self) -> dict[str, Any]:
+    def weights(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
         import torch.distributed as dist
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -185,7 +185,7 @@ class DeepSpeedEngine(Engine):
             value = safe_get_full_fp32_param(parameter)
             value = parameter.detach() if value is None else value.detach()
             if dist.get_rank() == 0:
-                full[name] = value.float().cpu().clone().contiguous()
+                full[name] = copied(value.float().contiguous())
         return full
 
 
@@ -292,13 +292,13 @@ class DdpEngine(Engine):
                     into[name].copy_(parameter)
 
     @override
-    def weights(self) -> dict[str, Any]:
+    def weights(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
         import torch.distributed as dist
 
         if dist.get_rank() != 0:
             return {}
         named = [name for name, p in self._model.module.named_parameters() if p.requires_grad]
-        return {name: master.detach().cpu().clone() for name, master in zip(named, self._masters, strict=True)}
+        return {name: copied(master.detach()) for name, master in zip(named, self._masters, strict=True)}
 
 
 class _Bag:

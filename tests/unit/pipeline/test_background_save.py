@@ -151,3 +151,23 @@ def test_memory_of_one_snapshot_serves_the_next() -> None:
         copied = copies([torch.full((5,), value), torch.full((5,), value + 0.5)])
         assert [tensor[0] for tensor in copied] == [value, value + 0.5]
     assert copies.nbytes == 2 * 5 * 4
+
+
+def test_weights_are_copied_into_memory_that_is_kept_too(tmp_path: Path, group: Any) -> None:
+    saving, engine = saver(tmp_path / "checkpoints", group), SmallEngine()
+    for step in (1, 2):
+        saving.begin(step, engine, {}, ABOUT)
+        saving.finish()
+    assert saving._copies is not None and saving._copies.nbytes == 2 * engine.value.nbytes  # the state, and the weights
+
+
+@pytest.mark.parametrize("is_usual", [True, False])
+def test_checksums_that_torch_writes_for_others_stay_as_they_are(tmp_path: Path, group: Any, is_usual: bool) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(is_usual)
+    try:
+        save(tmp_path / "checkpoints", 1, SmallEngine(), {}, ABOUT, group)
+        assert torch.serialization.get_crc32_options() is is_usual
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert _saved_value(tmp_path / "checkpoints", group) == 0.0

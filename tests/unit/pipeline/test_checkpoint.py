@@ -162,9 +162,10 @@ def test_disk_that_fills_up_leaves_the_previous_and_names_the_place(folder: Path
     assert _found(folder, group)[0].step == 2
 
 
-def test_weights_that_are_not_finite_are_not_saved(folder: Path, group: Any) -> None:
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_weights_that_are_not_finite_are_not_saved(folder: Path, group: Any, value: str) -> None:
     engine = SmallEngine()
-    engine.value[3] = float("nan")
+    engine.value[3] = float(value)
     with pytest.raises(CheckpointError, match="diverged: 1 of 1 weights are not finite, such as value"):
         save(folder, 3, engine, {}, {"model": {}}, group)
     assert [path.name for path in sorted(folder.iterdir())] == ["step-00000001", "step-00000002"]
