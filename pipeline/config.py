@@ -263,6 +263,7 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
         "probe.ridge": (settings.probe.ridge > 0, "above 0"),
         "watchdog.probe_s": (settings.watchdog.probe_s >= 0, "0 (no limit) or more"),
         "guard.spike": (settings.guard.spike >= 0, "0 (never) or more"),
+        "guard.rollback": (settings.guard.rollback >= 0, "0 (never) or more"),
         "guard.window": (settings.guard.window >= 20, "20 or more"),
         "watchdog.start_s": (settings.watchdog.start_s >= 0, "0 (no limit) or more"),
         "watchdog.data_s": (settings.watchdog.data_s >= 0, "0 (no limit) or more"),

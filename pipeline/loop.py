@@ -37,7 +37,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
     with open_session(settings, ranks, stop) as session, _memory_told(session):
         num_steps, every = settings.train.steps, settings.checkpoint.every
         state, reason, is_stopping = session.state, None, False
-        batches, clock = iter(session.stream), session.clock
+        batches, clock = session.rollbacks.batches(session.stream, state.step), session.clock
         _write_time(session, state.step)
         while state.step < num_steps and not is_stopping:
             session.profile.begin(state.step + 1)
@@ -60,21 +60,26 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
                 outputs.append(_without_graph(output))
             with clock.part("optimiser"):
                 session.engine.step(lr)
-            state = TrainState(step=state.step + 1, stream=session.stream.state_dict())
+            skipped = session.rollbacks.before(state.step + 1)
+            state = TrainState(step=state.step + 1, stream=session.stream.state_dict(), skipped=skipped)
             session.losses.note(state.step, [part.keys for part in parts], [output.loss for output in outputs])
 
             is_logged = state.step % settings.log.every == 0 or state.step == num_steps
+            undone = None
             with clock.part("log"):
                 _tell_probe(session, *session.evaluation.poll())
                 if (profile := session.profile.end(state.step)) is not None:
                     session.progress.say(f"profile: {profile}")
                 session.log.trace_step(state.step, batch, outputs)
                 if is_logged:
-                    _report(session, state.step, outputs, lr)
+                    undone = _report(session, state.step, outputs, lr)
             with clock.part("agree"):
                 reason = stop.agreed()
             is_stopping = reason is not None and reason.stops
-            if state.step % every == 0 or state.step == num_steps or reason:
+            if undone is not None:  # a checkpoint: there is nothing to save
+                state = TrainState(**undone)
+                batches = session.rollbacks.batches(session.stream, state.step)
+            elif state.step % every == 0 or state.step == num_steps or reason:
                 with clock.part("checkpoint"):
                     _save(session, state, must_succeed=is_stopping or state.step == num_steps, waits=bool(reason))
             elif (saved := session.saver.poll()) is not None:
@@ -114,17 +119,30 @@ def _write_time(session: Session, step: int) -> None:
     session.clock.write(step, read, session.engine.skipped_steps)
 
 
-def _report(session: Session, step: int, outputs: list[Any], lr: float) -> None:
-    skipped = session.engine.skipped_steps
-    for found in session.losses.check():
+def _report(session: Session, step: int, outputs: list[Any], lr: float) -> dict[str, Any] | None:
+    """Log `step`; the state to go on from, when the run went back."""
+    skipped, problem = session.engine.skipped_steps, None
+    findings = session.losses.check()
+    for found in findings:
         _tell(session, found, "skipped" if skipped > session.progress.skipped else "not_finite")
     norm, busy_s = session.engine.grad_norm(), session.clock.busy_s
-    skipped_lately = session.progress.report(step, outputs, lr, norm, skipped, busy_s)
+    try:
+        session.progress.report(step, outputs, lr, norm, skipped, busy_s)
+    except DataError as error:
+        problem = error
+    skipped_lately = session.progress.skipped_lately
     if skipped_lately >= MAX_SKIPPED:
-        raise DataError(
+        problem = DataError(
             f"{skipped_lately} steps up to {step} had gradients that are not finite and were skipped; lower optim.lr, "
             "set optim.clip=1, or look at the samples that events-rank*.jsonl name"
         )
+    session.rollbacks.note(step, findings, skipped_lately)
+    if problem is None and not any(found.is_finite for found in findings):
+        return None
+    if session.rollbacks.limit:  # a save that is under way may be of what is undone
+        session.watchdog.enter(Phase.CHECKPOINT, step)
+        _finish_save(session, must_succeed=False)
+    return session.rollbacks.go_back(session, step, problem)
 
 
 def _tell(session: Session, found: Finding, name: str) -> None:

@@ -42,11 +42,18 @@ class LineWriter:
     """Appends objects to a JSON-lines file; each line reaches the file at once."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("a", buffering=1)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one object."""
         self._file.write(json.dumps(line) + "\n")
+
+    def go_back(self, step: int) -> None:
+        """Drop the lines behind `step`, as `drop_after`."""
+        self._file.close()
+        drop_after(self._path, step)
+        self._file = self._path.open("a", buffering=1)
 
     def close(self) -> None:
         """Close the file."""
@@ -111,6 +118,12 @@ class RunLog:
                 "loss": [float(output.loss).hex() for output in outputs],
             }
         )
+
+    def go_back(self, step: int) -> None:
+        """Drop what was written behind `step`, but the events; trackers keep theirs."""
+        for writer in (self._metrics, self._trace):
+            if writer is not None:
+                writer.go_back(step)
 
     def close(self) -> None:
         """Flush and close everything."""

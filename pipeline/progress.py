@@ -56,6 +56,11 @@ class Progress:
         """Skipped steps up to the last report."""
         return self._skipped
 
+    @property
+    def skipped_lately(self) -> int:
+        """Steps skipped since a report without any."""
+        return self._skipped_lately
+
     def say(self, words: str) -> None:
         """One line on the terminal, once for all ranks."""
         if self._ranks.is_first:
@@ -69,6 +74,11 @@ class Progress:
     def exclude(self, seconds: float) -> None:
         """Time that belongs to no step, such as a checkpoint's."""
         self._since += seconds
+
+    def go_back(self, skipped: int) -> None:
+        """The run begins anew from a checkpoint with so many skipped steps."""
+        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        self._skipped, self._skipped_lately = skipped, 0
 
     def report(
         self, step: int, outputs: list[Any], lr: float, grad_norm: float | None, skipped: int, busy_s: float = 0.0

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.metrics import RunLog
 from pipeline.online_evaluation import OnlineEvaluation
 from pipeline.pretrained import start_all_from
 from pipeline.progress import Progress
+from pipeline.rollback import Rollbacks
 from pipeline.run_identity import check_same_run, describe
 from pipeline.settings import Settings
 from pipeline.step_profile import StepProfile
@@ -39,6 +40,8 @@ class TrainState:
     """Optimiser steps done."""
     stream: dict[str, Any]
     """Position in the data, the same on every rank (`Stream.state_dict`)."""
+    skipped: list[dict[str, int]] = field(default_factory=list)
+    """Samples that rollbacks left out on the way here (`Rollbacks.before`)."""
 
 
 @dataclass(kw_only=True)
@@ -62,6 +65,7 @@ class Session:
     watchdog: Watchdog
     clock: RunClock
     losses: LossWatch
+    rollbacks: Rollbacks
     profile: StepProfile
     log: RunLog
     progress: Progress
@@ -133,6 +137,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             run_folder.record(settings, fingerprint, about)
             checkpoints.write_config(dump_settings(settings))
 
+        rollbacks = Rollbacks(run_dir, checkpoints, settings.guard.rollback, ranks, group)
         found = checkpoint.find(checkpoints.shelf, group, checkpoints.fetched, ranks.local_rank)
         if found is not None:
             checkpoints.place.replaceable = found.rejected_names
@@ -151,6 +156,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         if found is not None:
             state = TrainState(**found.state)
             stream.load_state_dict(state.stream)
+        rollbacks.begin(state.step)
 
         told = run_folder.flatten(asdict(settings))
         trackers = open_trackers(settings.log, run_dir, state.step, told) if ranks.is_first else []
@@ -176,6 +182,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             watchdog=watchdog,
             clock=clock,
             losses=LossWatch(settings.guard, ranks.world_size, group),
+            rollbacks=rollbacks,
             profile=StepProfile(run_dir, settings.log.profile_steps if ranks.is_first else 0, state.step),
             log=log,
             progress=progress,

@@ -167,6 +167,9 @@ class GuardSettings:
     """Standard deviations above the median of the steps before at which a loss leaps; 0: never."""
     window: int = 200
     """Steps before that are compared with."""
+    rollback: int = 0
+    """Times that a run goes back to a checkpoint, and on without the samples since, when a loss leaps or the run would
+    end for want of finite numbers; 0: never."""
     dry_batch: Literal["auto", "always", "never"] = "auto"
     """Try a micro-batch before the first step, and say which fits when it does not. auto: on a GPU."""
 

@@ -96,6 +96,10 @@ class Watchdog:
             self._usual_s = max(self._usual_s, now - before.since)
         self._place = _Place(phase, step, now)
 
+    def begin_anew(self) -> None:
+        """The run went back to a checkpoint: its next step may take as long as the first one of an attempt."""
+        self._began, self._first_step = self._clock(), -1
+
     @property
     def step(self) -> int:
         """The step that this rank has come to."""

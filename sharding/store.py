@@ -192,6 +192,10 @@ class Store:
             return
         self.ask("read", path, lambda: self.fs.get_file(self.full(path), str(local)))
 
+    def copy(self, path: str, new_path: str) -> None:
+        """Copy a file of an object store within it."""
+        self.ask("copy", path, lambda: self.fs.cp_file(self.full(path), self.full(new_path)))
+
     def write_new(self, path: str, content: bytes) -> bool:
         """Write a small file that must not be there yet; whether what is there afterwards is `content`.
 

@@ -135,6 +135,12 @@ class BucketShelf(Shelf):
             self.store.remove(path)
 
     @override
+    def set_aside(self, name: str, new_name: str) -> None:
+        for path in self.store.files(name):
+            self.store.copy(path, new_name + path.removeprefix(name))
+        self.delete(name)
+
+    @override
     def remains(self) -> list[str]:
         return [self.store.name(path) for path in self.strays()]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint.files import STATE_NAME, read_manifest
+from pipeline.checkpoint.files import STATE_NAME, STEP_PREFIX, read_manifest
 from pipeline.checkpoint.shelf import Shelf
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError
@@ -29,17 +29,20 @@ class Found:
     """Their names."""
 
 
-def find(shelf: Shelf, group: Any, into: Path, local_rank: int = 0) -> Found | None:
+def find(shelf: Shelf, group: Any, into: Path, local_rank: int = 0, last_step: int | None = None) -> Found | None:
     """The newest good checkpoint, on which all ranks agree; None in a fresh run. A collective.
 
-    Each rank verifies a share of the files. What must be fetched from a store is then in `into`, the same folder for
-    the ranks of a machine. Raises CheckpointError when there are checkpoints but none is good: a run must not restart
-    from nothing unasked.
+    With `last_step`, those behind that step do not count. Each rank verifies a share of the files. What must be fetched
+    from a store is then in `into`, the same folder for the ranks of a machine. Raises CheckpointError when there are
+    checkpoints but none is good: a run must not restart from nothing unasked.
     """
     import torch.distributed as dist
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    names: list[Any] = [shelf.names() if rank == 0 else None]
+    names: list[Any] = [None]
+    if rank == 0:
+        last = "~" if last_step is None else f"{STEP_PREFIX}{last_step:08d}"
+        names = [[name for name in shelf.names() if name <= last]]
     dist.broadcast_object_list(names, src=0, group=group)
     rejected: list[str] = []
     for name in names[0]:

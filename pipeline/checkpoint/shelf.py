@@ -77,6 +77,10 @@ class Shelf(ABC):
         """Delete a checkpoint; what makes it one goes first, so that what a kill leaves of it does not look whole."""
 
     @abstractmethod
+    def set_aside(self, name: str, new_name: str) -> None:
+        """Keep a checkpoint under a name that is no step's."""
+
+    @abstractmethod
     def remains(self) -> list[str]:
         """Paths or URLs of what killed saves left."""
 
@@ -137,6 +141,10 @@ class FolderShelf(Shelf):
     def delete(self, name: str) -> None:
         (self._folder / name / MANIFEST_NAME).unlink()
         shutil.rmtree(self._folder / name)
+
+    @override
+    def set_aside(self, name: str, new_name: str) -> None:
+        (self._folder / name).rename(self._folder / new_name)
 
     @override
     def remains(self) -> list[str]:

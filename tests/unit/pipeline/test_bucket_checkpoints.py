@@ -160,6 +160,16 @@ def test_retention_keeps_milestones_and_pinned_ones(store: Store, tmp_path: Path
     assert all(path.startswith("step-00000006/") for path in store.files())
 
 
+def test_set_aside_it_is_kept_and_no_step(store: Store, tmp_path: Path, group: Any) -> None:
+    shelf = BucketShelf(store)
+    for step in (1, 2):
+        _save(store, tmp_path / "staging", step, group)
+    files = {path: store.read(path) for path in store.files("step-00000002")}
+    shelf.set_aside("step-00000002", "undone-1-step-00000002")
+    assert shelf.names() == ["step-00000001"] and shelf.remains() == []
+    assert {path.removeprefix("undone-1-"): store.read(path) for path in store.files("undone-1-step-00000002")} == files
+
+
 def test_command_reads_a_url(store: Store, tmp_path: Path, group: Any, capsys: pytest.CaptureFixture[str]) -> None:
     for step in (1, 2):
         _save(store, tmp_path / "staging", step, group, value=step)

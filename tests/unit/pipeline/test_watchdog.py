@@ -313,3 +313,16 @@ def test_sigquit_writes_the_stacks_and_the_run_goes_on(tmp_path: Path) -> None:
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert "program.py" in hang.path_of(tmp_path, 0).read_text()
+
+
+def test_after_going_back_the_next_step_has_the_time_of_a_first_one(tmp_path: Path) -> None:
+    now = 0.0
+    dog = Watchdog(tmp_path, 0, ALONE, _settings(start_s=100, step_s=10), clock=lambda: now)
+    _two_steps(dog, 12)
+    now = 1000.0
+    dog.enter(Phase.STEP, 5)
+    name, limit, since = dog._limit(dog._place)
+    assert (name, now - since > limit) == ("start_s", True)  # a step before the first one would be over time at once
+    dog.begin_anew()
+    dog.enter(Phase.STEP, 5)
+    assert dog._limit(dog._place) == ("start_s", 100, now)
