@@ -62,6 +62,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
                 session.engine.step(lr)
             skipped = session.rollbacks.before(state.step + 1)
             state = TrainState(step=state.step + 1, stream=session.stream.state_dict(), skipped=skipped)
+            session.progress.done(state.step)
             session.losses.note(state.step, [part.keys for part in parts], [output.loss for output in outputs])
 
             is_logged = state.step % settings.log.every == 0 or state.step == num_steps

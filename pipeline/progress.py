@@ -9,6 +9,7 @@ from pipeline.distributed import Ranks
 from pipeline.errors import DataError
 from pipeline.metrics import RunLog
 from pipeline.settings import Settings
+from pipeline.terminal import Terminal
 
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
 """Dense bf16 peak of a GPU by a part of its name (vendor's data sheets); MFU is null for others and for CPUs."""
@@ -41,6 +42,7 @@ class Progress:
         self._flops = flops
         self._group = group
         self._log = log
+        self._terminal = Terminal(ranks.is_first)
         self._peak = _peak_flops(device)
         self._began = time.perf_counter()
         self._since = self._began
@@ -63,8 +65,19 @@ class Progress:
 
     def say(self, words: str) -> None:
         """One line on the terminal, once for all ranks."""
-        if self._ranks.is_first:
-            print(words, flush=True)
+        self._terminal.say(words)
+
+    def begin(self, step: int) -> None:
+        """Training goes on behind `step`: on a terminal a bar is shown from here on."""
+        self._terminal.begin(step, self._settings.train.steps)
+
+    def done(self, step: int) -> None:
+        """`step` is done."""
+        self._terminal.show(step)
+
+    def close(self) -> None:
+        """Nothing is drawn any more."""
+        self._terminal.close()
 
     def count(self, waited_s: float) -> None:
         """One step begins, after `waited_s` seconds of waiting for its batch."""

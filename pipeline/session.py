@@ -163,11 +163,13 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         log = _StreamLog(stream, run_dir, ranks.rank, state.step, settings.log.trace, trackers)
         stack.callback(log.close)
         progress = Progress(settings, ranks, device, flops, group, log, engine.skipped_steps)
+        stack.callback(progress.close)
         _say_start(log, progress, found, state, changed, ranks, _device_name(device))
         if initial is not None:
             log.event("init_weights", 0, file=settings.train.init_weights, **asdict(initial))
         evaluation = OnlineEvaluation(settings, ranks, group, device, state.step)
         check_dry_batch(settings, config, engine, lambda: _build_model(config, settings, device)[0], ranks, group)
+        progress.begin(state.step)
         opening.close()
         yield Session(
             settings=settings,

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.metrics import read_lines
 from tests.dist.conftest import ROOT, Run
+from tests.unit.pipeline.test_terminal import in_terminal, screen
 
 pytestmark = pytest.mark.dist
 
@@ -86,3 +87,11 @@ def test_rank_that_holds_up_the_others_is_named(new_run: NewRun, tmp_path: Path,
     else:
         assert len(lags) >= 13 and min(lags[1:]) > 0.3, "two micro-batches of 0.2 s"
         assert "slowest rank 1 (by " in said
+
+
+def test_terminal_of_the_launcher_shows_the_bar_of_rank_0(new_run: NewRun) -> None:
+    said = in_terminal(new_run("run", "engine.name=ddp", "train.steps=4").command)
+    lines = screen(said)
+    assert "step 0/4   0% |" in said
+    assert [line.split(" loss")[0] for line in lines if " loss " in line] == [f"step {n}/4" for n in range(1, 5)]
+    assert any(line.startswith("step 4/4 100% |") for line in lines)
