@@ -16,6 +16,7 @@ from typing import Any
 from typing_extensions import override
 
 from pipeline.errors import CheckpointError
+from pipeline.fp32_weights import Piece, WeightShare
 from pipeline.optimiser import build_adamw
 from pipeline.settings import Settings
 
@@ -69,8 +70,8 @@ class Engine(ABC):
         """Copy the weights that compute into tensors of this rank's device; other names are left out. A collective."""
 
     @abstractmethod
-    def weights(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
-        """All fp32 weights by name, on rank 0 (empty elsewhere), made by `copied` as in `snapshot`. A collective."""
+    def weights(self, copied: Callable[[Any], Any]) -> WeightShare:
+        """What this rank holds of the fp32 weights, made by `copied` as in `snapshot`. Waits for no other rank."""
 
 
 def build_engine(model: Any, settings: Settings, device: Any, accumulation: int, universal: bool) -> Engine:
@@ -176,17 +177,33 @@ class DeepSpeedEngine(Engine):
                         into[name].copy_(parameter)
 
     @override
-    def weights(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
+    def weights(self, copied: Callable[[Any], Any]) -> WeightShare:
         import torch.distributed as dist
-        from deepspeed.utils import safe_get_full_fp32_param
 
-        full = {}
+        share, rank = WeightShare(), dist.get_rank()
         for name, parameter in self._engine.module.named_parameters():
-            value = safe_get_full_fp32_param(parameter)
-            value = parameter.detach() if value is None else value.detach()
-            if dist.get_rank() == 0:
-                full[name] = copied(value.float().contiguous())
-        return full
+            share.shapes[name] = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            if (piece := _own_piece(name, parameter, rank)) is not None:
+                share.pieces.append(piece._replace(values=copied(piece.values)))
+        return share
+
+
+def _own_piece(name: str, parameter: Any, rank: int) -> Piece | None:
+    """What this rank holds of a parameter's fp32 master, as DeepSpeed shards it; None: nothing."""
+    if hasattr(parameter, "ds_id"):  # stage 3: equal shares, the last ones padded
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        own = safe_get_local_fp32_param(parameter)
+        values = (parameter.ds_tensor if own is None else own).detach().float().flatten()
+        start = rank * parameter.ds_tensor.ds_numel
+        length = min(len(values), parameter.ds_numel - start)
+        return Piece(name, start, values[:length]) if length > 0 else None
+    if hasattr(parameter, "_hp_mapping"):  # stages 1 and 2: a run of all parameters, None where it has none of this one
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None
+        return Piece(name, mapping.lp_fragment_address.start, mapping.get_hp_fragment().detach().flatten())
+    return Piece(name, 0, parameter.detach().float().flatten()) if rank == 0 else None
 
 
 class DdpEngine(Engine):
@@ -292,13 +309,15 @@ class DdpEngine(Engine):
                     into[name].copy_(parameter)
 
     @override
-    def weights(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
+    def weights(self, copied: Callable[[Any], Any]) -> WeightShare:
         import torch.distributed as dist
 
-        if dist.get_rank() != 0:
-            return {}
         named = [name for name, p in self._model.module.named_parameters() if p.requires_grad]
-        return {name: copied(master.detach()) for name, master in zip(named, self._masters, strict=True)}
+        masters = dict(zip(named, self._masters, strict=True))
+        share = WeightShare(shapes={name: tuple(master.shape) for name, master in masters.items()})
+        if dist.get_rank() == 0:
+            share.pieces = [Piece(name, 0, copied(master.detach().flatten())) for name, master in masters.items()]
+        return share
 
 
 class _Bag:

@@ -19,6 +19,7 @@ from pipeline.checkpoint.place import Place
 from pipeline.distributed import all_agree
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError, StorageError
+from pipeline.fp32_weights import WeightShare, put_together
 from pipeline.host_copy import HostCopies
 
 
@@ -44,8 +45,7 @@ class _Snapshot:
     step: int
     files: dict[str, Any]
     """By path, what `torch.save` writes."""
-    weights: dict[str, Any]
-    """fp32, on rank 0."""
+    weights: WeightShare
     state: dict[str, Any]
     about: dict[str, Any]
 
@@ -79,7 +79,7 @@ class Saver:
         if self._copies is not None:
             self._copies.begin()
         files = engine.snapshot(self._copies or (lambda held: held))
-        weights = engine.weights(self._copies or (lambda held: held.cpu()))
+        weights = engine.weights(self._copies or (lambda held: held.to("cpu", copy=True)))
         files[_rank_name()] = _random_states()
         if self._copies is not None:
             self._copies.wait()
@@ -149,13 +149,14 @@ def _write_together(place: Place, snapshot: _Snapshot, group: Any, keep: int, ke
     sums: dict[str, tuple[int, int]] = {}
 
     def write_own() -> None:
-        for name, content in _writers(snapshot, rank).items():
+        for name, content in _writers(snapshot, weights, rank).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             content(folder / name)
             sums[name] = checksum(folder / name, sync=True)
         place.publish(step, list(sums))
 
     saving.together(lambda: place.begin(step), rank == 0)
+    weights = put_together(snapshot.weights, group)
     saving.together(write_own, True)
     gathered: list[Any] = [None] * world_size
     dist.all_gather_object(gathered, sums, group=group)
@@ -214,7 +215,7 @@ def _reason(problem: Exception | None) -> str:
     return str(problem)
 
 
-def _writers(snapshot: _Snapshot, rank: int) -> dict[str, Callable[[Path], None]]:
+def _writers(snapshot: _Snapshot, weights: dict[str, Any], rank: int) -> dict[str, Callable[[Path], None]]:
     """How each file of this rank is written."""
 
     def written(content: Any) -> Callable[[Path], None]:
@@ -222,7 +223,7 @@ def _writers(snapshot: _Snapshot, rank: int) -> dict[str, Callable[[Path], None]
 
     writers = {name: written(content) for name, content in snapshot.files.items()}
     if rank == 0:
-        writers[WEIGHTS_NAME] = lambda path: _save_weights(path, snapshot.weights)
+        writers[WEIGHTS_NAME] = lambda path: _save_weights(path, weights)
         writers[STATE_NAME] = lambda path: _write_text(path, json.dumps(snapshot.state))
     return writers
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from pipeline.distributed import Ranks
 from pipeline.dry_batch import DryBatch, Memory, check_memory
 from pipeline.errors import ConfigError
+from pipeline.fp32_weights import put_together
 from tests.dist.engine_program import CONFIG, MICRO_BATCH, build_model, join_ranks, make_engine, settings_of, train
 
 
@@ -41,7 +42,7 @@ def leaves_nothing(name: str, ranks: Ranks) -> dict[str, bool]:
             loss = engine(*attempt._inputs(MICRO_BATCH)).loss
             engine.backward(loss, is_last=False)
         train(engine, ranks.rank)
-        weights[kind] = engine.weights(lambda weight: weight.clone())
+        weights[kind] = put_together(engine.weights(lambda weight: weight.clone()), None)
     if ranks.rank:
         return {}
 

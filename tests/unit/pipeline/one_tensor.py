@@ -8,6 +8,7 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.engine import Engine
+from pipeline.fp32_weights import Piece, WeightShare
 from sharding.store import Store
 
 
@@ -70,5 +71,5 @@ class SmallEngine(Engine):
     def load(self, folder: Path) -> None:
         self.value = torch.load(folder / "engine" / "value.pt", weights_only=True)
 
-    def weights(self, copied: Callable[[Any], Any]) -> dict[str, Any]:
-        return {"value": copied(self.value)}
+    def weights(self, copied: Callable[[Any], Any]) -> WeightShare:
+        return WeightShare(shapes={"value": tuple(self.value.shape)}, pieces=[Piece("value", 0, copied(self.value))])
