@@ -1,8 +1,15 @@
 """What the tests against real servers share."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
 
+from tests.cluster import slurmlab
+from tests.cluster.slurmlab import Lab, LabConfig
 from tests.s3server import S3Server, why_not_here
+
+NewLab = Callable[..., Lab]
 
 
 @pytest.fixture(scope="session")
@@ -13,6 +20,36 @@ def s3_server(tmp_path_factory):
         pytest.skip(reason)
     with S3Server(tmp_path_factory.mktemp("swift")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def slurm() -> None:
+    """A machine that has SLURM."""
+    if reason := slurmlab.why_not_here():
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def new_lab(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NewLab]:
+    """Makes SLURM clusters: `new_lab(nodes=4)`; all are down at the end of the test, and nothing of them is left."""
+    labs: list[Lab] = []
+
+    def make(**settings: Any) -> Lab:
+        lab = Lab(tmp_path_factory.mktemp("lab"), LabConfig(**settings))
+        labs.append(lab)
+        return lab.__enter__()
+
+    yield make
+    for lab in labs:
+        lab.down()
+    left = [pid for lab in labs for pid in lab.processes()]
+    assert not left, f"processes {left} outlived their lab"
+
+
+@pytest.fixture(scope="session")
+def best_mode() -> str:
+    """`netns` where this machine allows it: nodes with names and addresses of their own."""
+    return "netns" if slurmlab.can_make_networks() else "ports"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ PASSED = '<testcase classname="a" name="ok"/>'
 FAILED = '<testcase classname="a" name="bad"><failure message="no"/></testcase>'
 ON_GPU = '<testcase classname="a" name="fast"><skipped message="needs a GPU"/></testcase>'
 OPTIONAL = '<testcase classname="a" name="timm"><skipped message="needs the optional package timm"/></testcase>'
+NO_SLURM = '<testcase classname="a" name="s"><skipped message="needs SLURM: apt-get install slurm-wlm"/></testcase>'
 NO_SERVER = '<testcase classname="a" name="s3"><skipped message="no server"/></testcase>'
 
 
@@ -23,6 +24,7 @@ NO_SERVER = '<testcase classname="a" name="s3"><skipped message="no server"/></t
         (PASSED + OPTIONAL.replace("timm", "onnx"), 1, "1 passed, 0 failed, 1 skipped"),
         (PASSED + FAILED, 1, "1 passed, 1 failed, 0 skipped"),
         (PASSED + NO_SERVER, 1, "1 passed, 0 failed, 1 skipped"),
+        (PASSED + NO_SLURM, 1, "1 passed, 0 failed, 1 skipped"),
         (ON_GPU, 1, "0 passed, 0 failed, 1 skipped"),
         ("", 1, "0 passed, 0 failed, 0 skipped"),
     ],
