@@ -87,6 +87,9 @@ def _submit(tasks: list[ShardTask], array: ArrayJob) -> list[Any]:
     elements = min(array.elements, len(tasks))
     slurm: dict[str, Any] = {f"slurm_{name}": value for name, value in array.parameters.items()}
     if array.cluster == "slurm":
+        from sharding.array_watch import use_queue
+
+        use_queue()
         slurm["slurm_array_parallelism"] = elements
     # A preempted element is not checkpointed by submitit: what is missing is submitted again here.
     executor.update_parameters(name="sharding", cpus_per_task=array.workers, tasks_per_node=1, nodes=1, **slurm)
