@@ -12,6 +12,10 @@
 # ended (143) hides the one that mattered.
 
 MAX_STUCK_ATTEMPTS=3
+# Failures of a run for which a node is blamed, after which the run is kept away from it.
+BAD_NODE_AFTER=2
+# Longer than the watchdog of a rank that is behind a cut network takes to end it (watchdog.data_s, and a minute).
+MAX_WAIT_FOR_FOLDER_S=360
 
 say() { echo "$(date +%FT%T) [$attempt] $*"; }
 
@@ -23,7 +27,11 @@ attempt_begin() {
     began=$(date +%FT%T)
     mkdir -p "$run_dir/attempts" || exit 1
     first_step=$(newest_step)
+    suspect=-
+    errors=$(job_field StdErr)
+    errors_before=$(stat -c %s "$errors" 2>/dev/null || echo 0)
     attempt_record interrupted
+    wait_for_folder
 
     MASTER_ADDR=$(first_host)
     # Below the kernel's ephemeral ports; another one for each restart, as the last one may still be held.
@@ -31,6 +39,25 @@ attempt_begin() {
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS
     say "start on ${SLURM_JOB_NODELIST:-this node} at step $first_step, rendezvous at $MASTER_ADDR:$MASTER_PORT"
+}
+
+# Until the first rank of an earlier attempt has left the run folder. Behind a cut network it lives on, and to start
+# beside it is an attempt that fails. flock says 75 when another holds the lock, and something else where the file
+# system has no locks.
+wait_for_folder() {
+    local waited=0
+    while [ -e "$run_dir/lock" ] && [ -z "${asked_to_stop:-}" ]; do
+        flock --nonblock --conflict-exit-code=75 "$run_dir/lock" true 2>/dev/null
+        [ $? -eq 75 ] || return 0
+        if [ $waited -ge $MAX_WAIT_FOR_FOLDER_S ]; then
+            say "$run_dir is still in use by $(cat "$run_dir/lock")"
+            return 0
+        fi
+        [ $waited -gt 0 ] || say "waiting for $(cat "$run_dir/lock") to leave the run folder"
+        waited=$((waited + 1))
+        sleep 1 &
+        wait $! # which a signal ends
+    done
 }
 
 # Where rank 0 runs: by name, or by address when the name does not resolve.
@@ -59,12 +86,12 @@ newest_step() {
     echo "$newest"
 }
 
-# Columns: job, restart, nodes, began, ended, first step, last step, end.
+# Columns: job, restart, nodes, began, ended, first step, last step, end, the node that is blamed for it.
 attempt_record() {
     local file=$run_dir/attempts/$SLURM_JOB_ID-$restarts.tsv ended=-
     [ "$1" = interrupted ] || ended=$(date +%FT%T)
-    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$SLURM_JOB_ID" "$restarts" "${SLURM_JOB_NODELIST:--}" "$began" \
-        "$ended" "$first_step" "$(newest_step)" "$1" >"$file.tmp" && mv "$file.tmp" "$file"
+    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$SLURM_JOB_ID" "$restarts" "${SLURM_JOB_NODELIST:--}" "$began" \
+        "$ended" "$first_step" "$(newest_step)" "$1" "$suspect" >"$file.tmp" && mv "$file.tmp" "$file"
     cat "$run_dir"/attempts/*.tsv | sort -t $'\t' -k 1,1n -k 2,2n >"$run_dir/.attempts.$attempt" &&
         mv "$run_dir/.attempts.$attempt" "$run_dir/attempts.tsv"
 }
@@ -78,6 +105,59 @@ stuck_attempts() {
 # outcome_field outcome|step|attempt: a value of outcome.json, nothing when there is none.
 outcome_field() {
     sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\).*/\1/p' "$run_dir/outcome.json" 2>/dev/null | head -n 1
+}
+
+# job_field NAME: a field of scontrol's of this job; "(null)" is nothing.
+job_field() {
+    scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/.* '"$1"'=\([^ ]*\).*/\1/p' | grep -v '^(null)$'
+}
+
+# The node that is to blame for a failed attempt, "-" when that is not clear: the one whose rank held up the others, by
+# the watchdog's word, else the one whose rank ended first, by srun's. Those after it were ended because of it.
+blamed_node() {
+    local node="" hosts
+    if [ "$run_dir/stacks/HANG" -nt "$run_dir/attempts/$SLURM_JOB_ID-$restarts.tsv" ]; then
+        hosts=$(tail -qn 1 "$run_dir"/events-rank*.jsonl 2>/dev/null | grep '"event": "hang"' |
+            grep -o 'host [^, .;)]*' | sort -u | cut -d ' ' -f 2)
+        [ "$(wc -w <<<"$hosts")" -eq 1 ] && node=$hosts
+    elif [ -n "$errors" ]; then
+        node=$(tail -c "+$((errors_before + 1))" "$errors" 2>/dev/null |
+            sed -n 's/^srun: error: \([^ :]*\): tasks\{0,1\} [^:]*: .*/\1/p' | head -n 1)
+    fi
+    scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -Fx -- "${node:--}" || echo -
+}
+
+# Nodes that were blamed for so many failures of this run that it is to keep away from them, with commas.
+bad_nodes() {
+    awk -F '\t' -v least="$BAD_NODE_AFTER" '$8 == "failed" && $9 != "-" && $9 != "" { count[$9]++ }
+        END { for (node in count) if (count[node] >= least) print node }' "$run_dir"/attempts/*.tsv | sort | paste -sd ,
+}
+
+# How many nodes of the partition are up and not among those given.
+nodes_without() {
+    sinfo --noheader -N -p "$SLURM_JOB_PARTITION" -t idle,alloc,mix,comp -o %N 2>/dev/null | sort -u |
+        grep -vcFx -f <(tr ',' '\n' <<<"$1")
+}
+
+# keep_away: have the requeued job run without the run's bad nodes, as long as enough others are left. SLURM takes this
+# of a waiting job only, and this script lives on for a moment after the requeue.
+keep_away() {
+    local bad had
+    bad=$(bad_nodes)
+    [ -n "$bad" ] || return 0
+    if [ "$(nodes_without "$bad")" -lt "${SLURM_JOB_NUM_NODES:-1}" ]; then
+        say "$bad failed $BAD_NODE_AFTER times, but without it too few nodes are left"
+        return 0
+    fi
+    had=$(job_field ExcNodeList)
+    for _ in 1 2 3 4 5 6 7 8 9 10; do
+        if scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${had:+$had,}$bad" 2>/dev/null; then
+            say "$bad failed $BAD_NODE_AFTER times; the run keeps away from it"
+            return 0
+        fi
+        sleep 0.2
+    done
+    say "$bad failed $BAD_NODE_AFTER times, but SLURM does not exclude it; give sbatch --exclude=$bad"
 }
 
 # State and reason, as in "RUNNING None". A job that is being ended says COMPLETING, whether it was cancelled,
@@ -115,6 +195,7 @@ attempt_stop() {
 # attempt_again END: put the job back into the queue, unless that cannot help or is not wanted.
 attempt_again() {
     local end=$1 state
+    [ "$end" != failed ] || suspect=$(blamed_node)
     attempt_record "$end"
     state=$(job_state)
     case $state in
@@ -137,7 +218,7 @@ attempt_again() {
     esac
     say "$end; back into the queue"
     trap '' TERM USR1 # a requeue ends this script with a signal
-    scontrol requeue "$SLURM_JOB_ID" && exit 0
+    scontrol requeue "$SLURM_JOB_ID" && keep_away && exit 0
     say "the requeue was refused; submit the same command to go on"
     exit 1
 }

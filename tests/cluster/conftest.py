@@ -7,6 +7,7 @@ import pytest
 
 from tests.cluster import slurmlab
 from tests.cluster.slurmlab import Lab, LabConfig
+from tests.dist.conftest import dataset as dataset  # a fixture
 from tests.s3server import S3Server, why_not_here
 
 NewLab = Callable[..., Lab]

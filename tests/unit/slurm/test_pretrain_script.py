@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sharding.lock import hold
+
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "slurm" / "pretrain.sh"
 
@@ -36,15 +38,21 @@ esac
 SRUN = """#!/bin/bash
 echo "$MASTER_ADDR $MASTER_PORT $*" >> "$LOGS/srun"
 while [[ $1 == --* ]]; do shift; done
+[ -z "$SRUN_SAYS" ] || printf "$SRUN_SAYS" >> "$LOGS/stderr"
 exec "$@"
 """
 SCONTROL = """#!/bin/bash
 case "$*" in
     "show hostnames "*) printf 'unresolvable-1\\nunresolvable-2\\n' ;;
     "show node unresolvable-1") echo "NodeName=unresolvable-1 NodeAddr=10.0.0.7 NodeHostName=x" ;;
-    "show job "*) echo "JobId=42 JobName=fusmae JobState=$STATE Reason=$REASON Command=$COMMAND WorkDir=/" ;;
+    "show job "*) echo "JobId=42 JobName=fusmae JobState=$STATE Reason=$REASON Command=$COMMAND WorkDir=/" \
+        "ExcNodeList=$EXCLUDED StdErr=$LOGS/stderr StdIn=/dev/null" ;;
+    "update "*) echo "$*" >> "$LOGS/update" ;;
     "requeue "*) echo "$*" >> "$LOGS/requeue"; exit "$REQUEUE_RC" ;;
 esac
+"""
+SINFO = """#!/bin/bash
+printf '%s\\n' $UP
 """
 SCANCEL = """#!/bin/bash
 echo "$*" >> "$LOGS/scancel"
@@ -61,7 +69,13 @@ class Cluster:
         self.config.write_text("run: {}\n")
         for made in (self.bin, self.logs):
             made.mkdir()
-        for name, text in {"python": PYTHON, "srun": SRUN, "scontrol": SCONTROL, "scancel": SCANCEL}.items():
+        for name, text in {
+            "python": PYTHON,
+            "srun": SRUN,
+            "scontrol": SCONTROL,
+            "scancel": SCANCEL,
+            "sinfo": SINFO,
+        }.items():
             (self.bin / name).write_text(text)
             (self.bin / name).chmod(0o755)
         self.environ = {
@@ -82,6 +96,10 @@ class Cluster:
             "WAIT_FOR_SIGNAL": "",
             "PRINT_RC": "",
             "COMMAND": str(SCRIPT),
+            "EXCLUDED": "(null)",
+            "UP": "unresolvable-1 unresolvable-2 unresolvable-3",
+            "SLURM_JOB_PARTITION": "main",
+            "SRUN_SAYS": "",
         }
 
     def start(self, *arguments: str, script: Path = SCRIPT, **environ: str) -> subprocess.Popen[str]:
@@ -104,10 +122,12 @@ class Cluster:
         path = self.logs / name
         return path.read_text().splitlines() if path.exists() else []
 
+    def ledger(self) -> list[list[str]]:
+        return [line.split("\t") for line in (self.run_dir / "attempts.tsv").read_text().splitlines()]
+
     def attempts(self) -> list[list[str]]:
         """Restart, first step, last step and end of each attempt."""
-        rows = [line.split("\t") for line in (self.run_dir / "attempts.tsv").read_text().splitlines()]
-        return [[row[1], row[5], row[6], row[7]] for row in rows]
+        return [[row[1], row[5], row[6], row[7]] for row in self.ledger()]
 
 
 @pytest.fixture
@@ -260,6 +280,75 @@ def test_failures_that_step_forward_are_tried_again(cluster, where):
     assert cluster.attempts()[-1] == ["4", "39", "49", "failed"]
 
 
+FIRST_ON_2 = "srun: error: unresolvable-2: task 1: Killed\\nsrun: error: unresolvable-1: task 0: Exited with code 1\\n"
+CRASH = {"OUTCOME": "failed", "RANK_RC": "1"}
+
+
+def test_a_node_that_failed_twice_is_kept_away_from(cluster):
+    _, output = cluster.run(**CRASH, SRUN_SAYS=FIRST_ON_2)
+    assert cluster.noted("update") == [] and "keeps away" not in output
+    _, output = cluster.run(**CRASH, SRUN_SAYS=FIRST_ON_2, SLURM_RESTART_COUNT="1")
+    assert cluster.noted("update") == ["update JobId=42 ExcNodeList=unresolvable-2"]
+    assert "unresolvable-2 failed 2 times; the run keeps away from it" in output
+    assert [row[8] for row in cluster.ledger()] == ["unresolvable-2"] * 2
+
+
+def test_what_was_excluded_before_stays_so(cluster):
+    for restart in ("0", "1"):
+        cluster.run(**CRASH, SRUN_SAYS=FIRST_ON_2, SLURM_RESTART_COUNT=restart, EXCLUDED="n[7-9]")
+    assert cluster.noted("update") == ["update JobId=42 ExcNodeList=n[7-9],unresolvable-2"]
+
+
+def test_a_node_is_kept_where_too_few_others_are_left(cluster):
+    for restart in ("0", "1"):
+        said = cluster.run(
+            **CRASH, SRUN_SAYS=FIRST_ON_2, SLURM_RESTART_COUNT=restart, UP="unresolvable-1 unresolvable-2"
+        )
+    assert cluster.noted("update") == []
+    assert "unresolvable-2 failed 2 times, but without it too few nodes are left" in said[1]
+
+
+def test_a_failure_of_all_at_once_blames_no_node(cluster):
+    for restart in ("0", "1"):
+        cluster.run(
+            **CRASH, SRUN_SAYS="srun: error: unresolvable-[1-2]: tasks 0-1: Killed\\n", SLURM_RESTART_COUNT=restart
+        )
+    assert cluster.noted("update") == []
+    assert [row[8] for row in cluster.ledger()] == ["-", "-"]
+
+
+def test_what_srun_said_of_an_earlier_attempt_is_not_taken_again(cluster):
+    cluster.run(**CRASH, SRUN_SAYS=FIRST_ON_2)
+    cluster.run(**CRASH, SLURM_RESTART_COUNT="1")
+    assert [row[8] for row in cluster.ledger()] == ["unresolvable-2", "-"]
+
+
+def test_a_saved_attempt_blames_no_node(cluster):
+    cluster.run(OUTCOME="saved", SRUN_SAYS=FIRST_ON_2)
+    assert [row[8] for row in cluster.ledger()] == ["-"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "node"),
+    [
+        ("rank 0 is in 'step', rank 1 wrote nothing (rank 1: host unresolvable-2, pid 7)", "unresolvable-2"),
+        ("rank 0 (host unresolvable-1, pid 6) and rank 1 (host unresolvable-2, pid 7)", "-"),
+        ("rank 1 (host elsewhere, pid 7)", "-"),
+    ],
+)
+def test_the_watchdogs_word_goes_before_sruns(cluster, reason, node):
+    event = json.dumps({"event": "hang", "step": 3, "reason": reason})
+    (cluster.bin / "srun").write_text(
+        SRUN.replace(
+            'exec "$@"',
+            f"""mkdir "$RUN_DIR/stacks"; sleep 0.02; touch "$RUN_DIR/stacks/HANG"
+            cat > "$RUN_DIR/events-rank00000.jsonl" <<'END'\n{event}\nEND\nexec "$@\"""",
+        )
+    )
+    cluster.run(**CRASH, SRUN_SAYS="srun: error: unresolvable-1: task 0: Exited with exit code 1\\n")
+    assert [row[8] for row in cluster.ledger()] == [node]
+
+
 def test_another_job_of_the_same_run_starts_with_a_clean_count(cluster):
     for restart in ("0", "1", "2"):
         cluster.run(OUTCOME="failed", RANK_RC="1", SLURM_RESTART_COUNT=restart)
@@ -310,6 +399,40 @@ def test_a_warning_reaches_the_ranks_as_usr2_and_the_saved_run_is_requeued(clust
     assert json.loads((cluster.run_dir / "outcome.json").read_text())["outcome"] == "saved"
     assert cluster.noted("requeue") == ["requeue 42"]
     assert cluster.attempts() == [["0", "0", "0", "saved"]]
+
+
+def test_an_attempt_waits_until_the_first_rank_of_the_one_before_has_left_the_folder(cluster):
+    cluster.run_dir.mkdir()
+    lock = hold(cluster.run_dir / "lock", "the process with rank 0 on n7")
+    process = cluster.start()
+    assert process.stdout is not None
+    line = next(line for line in process.stdout if "waiting" in line)
+    assert "waiting for the process with rank 0 on n7 to leave the run folder" in line
+    assert process.poll() is None and cluster.noted("srun") == []
+    lock.close()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert len(cluster.noted("srun")) == 1
+
+
+def test_a_folder_that_nobody_holds_is_not_waited_for(cluster):
+    cluster.run_dir.mkdir()
+    hold(cluster.run_dir / "lock", "the process with rank 0 on n7").close()
+    code, output = cluster.run()
+    assert code == 0 and "waiting" not in output
+
+
+def test_a_warning_ends_the_wait_for_the_folder(cluster):
+    cluster.run_dir.mkdir()
+    lock = hold(cluster.run_dir / "lock", "the process with rank 0 on n7")
+    process = cluster.start()
+    assert process.stdout is not None
+    next(line for line in process.stdout if "waiting" in line)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert cluster.noted("srun") == [] and cluster.noted("requeue") == ["requeue 42"]
+    lock.close()
 
 
 def test_a_copy_in_the_spool_folder_finds_the_repository(cluster, tmp_path):
