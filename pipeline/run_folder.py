@@ -17,6 +17,8 @@ from pipeline.settings import Settings
 from sharding.lock import hold
 
 CONFIG_NAME = "config.yaml"
+COMMIT_NAME = "COMMIT"
+"""Beside the packages of a job's copy of the code, which has no history."""
 PACKAGES = (
     "torch",
     "deepspeed",
@@ -122,6 +124,8 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     here = Path(__file__).parent
+    if (here.parent / COMMIT_NAME).exists():
+        return (here.parent / COMMIT_NAME).read_text().strip()
     found = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40"],
         cwd=here,

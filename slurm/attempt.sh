@@ -189,6 +189,7 @@ attempt_end() {
 attempt_stop() {
     attempt_record "$2"
     say "$3"
+    [ -z "${pin:-}" ] || rm -f "$pin" # no attempt of this job will look for its code
     exit "$1"
 }
 
@@ -201,6 +202,7 @@ attempt_again() {
     case $state in
         "COMPLETING TimeLimit") ;; # late, but it may still go back
         COMPLETING* | CANCELLED*)
+            pin=""
             attempt_stop 1 "$end" "the job was ended from outside, and goes back into the queue only if SLURM says so"
             ;;
     esac

@@ -65,10 +65,34 @@ run_ranks() {
     done
 }
 
-config=${1:-}
+# Where a job's copy of the code and its Python are, for the attempts after the first: those know no more than the job's
+# number until they have found the code.
+pin_file() {
+    echo "${XDG_STATE_HOME:-${HOME:-/nonexistent}/.local/state}/fusmae/${SLURM_CLUSTER_NAME:-cluster}-${SLURM_JOB_ID:-none}"
+}
+
+# take_copy: the job's own copy of code and settings, from which all its attempts run.
+take_copy() {
+    code=$run_dir/code/$SLURM_JOB_ID
+    "$python" -m slurm.snapshot "$code" "$config" || exit 1
+    pin=$(pin_file)
+    { mkdir -p "$(dirname "$pin")" && printf '%s\n' "$code" "$python" >"$pin"; } 2>/dev/null ||
+        echo "warning: $pin cannot be written; after a requeue the job runs the code of $root" >&2
+}
+
+code="" config=${1:-}
 if [ -z "$config" ]; then
     echo "usage: [sbatch] slurm/pretrain.sh CONFIG.yaml [key.sub=value ...]" >&2
     exit 2
+fi
+shift
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -f "$(pin_file)" ]; then
+    { read -r code && read -r python; } <"$(pin_file)"
+    if [ -f "$code/slurm/attempt.sh" ]; then
+        root=$code config=$code/config.yaml pin=$(pin_file)
+    else
+        code=""
+    fi
 fi
 if [ ! -f "$config" ]; then
     echo "error: no config file '$config' (in $PWD); give the path of a YAML file, such as configs/NAME.yaml" >&2
@@ -80,23 +104,25 @@ if ! [[ $max_restarts =~ ^[0-9]+$ ]]; then
     exit 2
 fi
 
-root=$(find_root) || exit 2
-python=${FUSMAE_PYTHON:-$root/.venv/bin/python}
-[ -n "${FUSMAE_PYTHON:-}" ] || [ -x "$python" ] || python=python3
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+if [ -z "$code" ]; then
+    root=$(find_root) || exit 2
+    python=${FUSMAE_PYTHON:-$root/.venv/bin/python}
+    [ -n "${FUSMAE_PYTHON:-}" ] || [ -x "$python" ] || python=python3
+fi
+original_path=${PYTHONPATH:-}
+export PYTHONPATH=$root${original_path:+:$original_path}
 
 if [ -z "${SLURM_JOB_ID:-}" ]; then
-    exec "$python" -m pipeline.pretrain "$@"
+    exec "$python" -m pipeline.pretrain "$config" "$@"
 fi
+export PYTHONSAFEPATH=1 # python -m would take the code of the folder of submission first
 
-# shellcheck source=slurm/attempt.sh
-source "$root/slurm/attempt.sh"
 srun_pid="" asked_to_stop=""
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
 
 # Settings that cannot work end here, before a rank starts.
-run_dir=$("$python" -m pipeline.pretrain "$@" --print run.dir)
+run_dir=$("$python" -m pipeline.pretrain "$config" "$@" --print run.dir)
 rc=$?
 if [ $rc -ne 0 ]; then
     [ $rc -eq 2 ] || rc=1
@@ -119,10 +145,14 @@ if [ "$cpus" -lt "$ranks" ]; then
     exit 2
 fi
 
+[ -n "$code" ] || take_copy
+export PYTHONPATH=$code${original_path:+:$original_path}
+# shellcheck source=slurm/attempt.sh
+source "$code/slurm/attempt.sh"
 attempt_begin "$run_dir" "$max_restarts"
 [ -z "$asked_to_stop" ] || attempt_again saved
 # The step's CPUs are given in one way only: srun refuses --cpus-per-gpu beside --cpus-per-task.
 unset SLURM_CPUS_PER_GPU
 run_ranks --kill-on-bad-exit=1 --label --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" \
-    --cpus-per-task="${SLURM_CPUS_PER_TASK:-$((cpus / ranks))}" "$python" -u -m slurm.task "$@"
+    --cpus-per-task="${SLURM_CPUS_PER_TASK:-$((cpus / ranks))}" "$python" -u -m slurm.task "$code/config.yaml" "$@"
 attempt_end "$rc"

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from submitit.core.core import Job
 
 from pipeline.command import run_command
 from pipeline.errors import ConfigError, DataError
+from slurm import snapshot
 from slurm.allocation import HANDED_THROUGH, Allocation, allocation
 from slurm.task import Rank
 from slurm.watch import verdict
@@ -89,14 +91,16 @@ def warning_s(wanted: Allocation) -> int:
     return min(WARNING_S, wanted.time_min * 60 // WARNING_SHARE)
 
 
-def slurm_executor(logs: Path, run_dir: Path, wanted: Allocation, *, offline: bool) -> submitit.SlurmExecutor:
+def slurm_executor(
+    logs: Path, run_dir: Path, wanted: Allocation, *, code: Path, offline: bool
+) -> submitit.SlurmExecutor:
     """An executor whose batch file records, meets and requeues as slurm/pretrain.sh does.
 
     submitit's own signal goes to the ranks, not to the batch script: SIGUSR2, which the trainer takes as
-    "save and stop".
+    "save and stop". All attempts run the copy of the code in `code`.
     """
     executor = (OfflineSlurmExecutor if offline else submitit.SlurmExecutor)(logs / "%j")
-    root, run = shlex.quote(str(ROOT)), shlex.quote(str(run_dir))
+    root, run = shlex.quote(str(code)), shlex.quote(str(run_dir))
     srun_args = ["--kill-on-bad-exit=1"]
     additional: dict[str, Any] = {"requeue": True, **wanted.options}
     parameters: dict[str, Any] = {}
@@ -115,6 +119,7 @@ def slurm_executor(logs: Path, run_dir: Path, wanted: Allocation, *, offline: bo
         additional_parameters=additional,
         setup=[
             f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
+            "export PYTHONSAFEPATH=1  # python -m would take the code of the folder of submission first",
             f"source {root}/slurm/attempt.sh",
             f"attempt_begin {run} {wanted.max_restarts}",
             "trap : TERM  # to outlive srun, and say how the attempt ended",
@@ -125,19 +130,26 @@ def slurm_executor(logs: Path, run_dir: Path, wanted: Allocation, *, offline: bo
     return executor
 
 
+def code_folder(run_dir: Path) -> Path:
+    """Where the job's copy of the code goes: another folder for each submission."""
+    return run_dir / "code" / datetime.now().strftime("submitted-%Y%m%dT%H%M%S")
+
+
 def batch_file(logs: Path, run_dir: Path, wanted: Allocation) -> str:
     """The text that sbatch would be given."""
-    executor = slurm_executor(logs, run_dir, wanted, offline=True)
+    executor = slurm_executor(logs, run_dir, wanted, code=code_folder(run_dir), offline=True)
     return executor._make_submission_file_text(executor._submitit_command_str, uid="")
 
 
-def submit_slurm(rank: Rank, logs: Path, run_dir: Path, wanted: Allocation) -> Job[None]:
-    """Submit with sbatch."""
+def submit_slurm(config: Path, overrides: list[str], logs: Path, run_dir: Path, wanted: Allocation) -> Job[None]:
+    """Submit with sbatch, with a copy of the code and of the config file."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ConfigError("sbatch or srun not found; submit from a login node, or give --cluster local or --dry-run")
-    executor = slurm_executor(logs, run_dir, wanted, offline=False)
+    code = code_folder(run_dir)
+    snapshot.take(code, config)
+    executor = slurm_executor(logs, run_dir, wanted, code=code, offline=False)
     try:
-        return executor.submit(rank)
+        return executor.submit(Rank(argv=(str(code / snapshot.CONFIG_NAME), *overrides)))
     except submitit.core.utils.FailedJobError as refusal:
         raise ConfigError(f"sbatch refused the job: {' '.join(str(refusal).split())}") from None
 
@@ -194,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         submitit.DebugExecutor(logs / "%j").submit(local_rank).result()
         return 0
     if options.cluster == "slurm":
-        job = submit_slurm(Rank(argv=tuple(arguments)), logs, run_dir, wanted)
+        job = submit_slurm(Path(options.config), options.overrides, logs, run_dir, wanted)
     else:
         job = submit_local(local_rank, logs, wanted)
     print(f"job {job.job_id}, logs in {job.paths.folder}", flush=True)

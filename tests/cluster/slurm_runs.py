@@ -35,11 +35,12 @@ class ClusterRun:
     is_closed: bool = False
     """Nobody looks on any more."""
 
-    def submit(self, *options: str, **environ: str) -> None:
+    def submit(self, *options: str, script: str = SCRIPT, **environ: str) -> None:
         """sbatch on two nodes, one CPU rank on each."""
         self.dir.parent.mkdir(parents=True, exist_ok=True)
-        words = ["-N2", "--output", str(self.output), *options, SCRIPT, str(self.config), f"run.dir={self.dir}"]
-        environ = {"FUSMAE_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | environ
+        words = ["-N2", "--output", str(self.output), *options, script, str(self.config), f"run.dir={self.dir}"]
+        own = {"FUSMAE_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(self.lab.folder)}
+        environ = own | environ
         self.job_id = self.lab.sbatch(*words, *self.overrides, environ=environ)
         threading.Thread(target=self._watch, args=(self.job_id,), daemon=True).start()
 

@@ -5,6 +5,7 @@ bit for bit. All scenarios that are asked for run beside each other on one lab; 
 """
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ from typing import Any
 import pytest
 
 from pipeline.metrics import read_lines
+from slurm.snapshot import PACKAGES
 from tests.cluster.conftest import NewLab
 from tests.cluster.slurm_runs import EVERY, FAULT_AT, STEPS, ClusterRun, Recovery, recovery
 from tests.cluster.slurmlab import Lab, LabConfig
-from tests.dist.conftest import CONFIG
+from tests.dist.conftest import CONFIG, ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos, pytest.mark.timeout(600)]
 
@@ -113,6 +115,23 @@ def rank_killed(place: Place) -> Told:
     run = place.run("rank_killed")
     run.submit()
     fault = hurt(run, lambda: os.kill(run.rank_pid(1), signal.SIGKILL))
+    ended(run, ["failed", "done"])
+    return Told(run, recovery(run, fault))
+
+
+def tree_gone(place: Place) -> Told:
+    """Whatever becomes of the tree from which a job was submitted, its next attempt runs what the first one ran."""
+    tree = place.folder / "tree"
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tree / package)
+    run = place.run("tree_gone")
+    run.submit(script=str(tree / "slurm" / "pretrain.sh"))
+
+    def remove_and_kill() -> None:
+        shutil.rmtree(tree)
+        os.kill(run.rank_pid(1), signal.SIGKILL)
+
+    fault = hurt(run, remove_and_kill)
     ended(run, ["failed", "done"])
     return Told(run, recovery(run, fault))
 
@@ -211,6 +230,7 @@ SCENARIOS: dict[str, Callable[[Place], Told]] = {
     "preempted": preempted,
     "out_of_time": out_of_time,
     "rank_hung": rank_hung,
+    "tree_gone": tree_gone,
     "batch_host_off": partial(node_off, which=0),
     "worker_cut_off": partial(cut_off, which=1),
     "batch_host_cut_off": partial(cut_off, which=0),

@@ -5,12 +5,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from sharding.lock import hold
+from slurm import snapshot
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = ROOT / "slurm" / "pretrain.sh"
@@ -21,6 +23,7 @@ case "$*" in
     *"--print run.dir")
         [ -z "$PRINT_RC" ] || { echo "error: no such key" >&2; exit "$PRINT_RC"; }
         echo "$RUN_DIR" ;;
+    "-m slurm.snapshot "*) exec "$REAL_PYTHON" "$@" ;;
     "-m pipeline.pretrain "*) echo "direct: $*" ;;
     "-u -m slurm.task "*)
         echo "${@:4}" >> "$LOGS/ranks"
@@ -97,6 +100,8 @@ class Cluster:
             "PRINT_RC": "",
             "COMMAND": str(SCRIPT),
             "EXCLUDED": "(null)",
+            "REAL_PYTHON": sys.executable,
+            "XDG_STATE_HOME": str(folder / "state"),
             "UP": "unresolvable-1 unresolvable-2 unresolvable-3",
             "SLURM_JOB_PARTITION": "main",
             "SRUN_SAYS": "",
@@ -169,7 +174,7 @@ def test_srun_starts_one_rank_a_gpu_with_its_share_of_cpus_and_where_to_meet(clu
     assert (address, port) == ("10.0.0.7", str(15000 + 42 * 7))
     for argument in ("--kill-on-bad-exit=1", "--ntasks=8", "--ntasks-per-node=4", "--cpus-per-task=2"):
         assert argument in arguments
-    assert cluster.noted("ranks") == [f"{cluster.config} a.b=c d"]
+    assert cluster.noted("ranks") == [f"{cluster.run_dir}/code/42/config.yaml a.b=c d"]
 
 
 def test_a_name_that_resolves_is_used_as_it_is(cluster):
@@ -446,6 +451,36 @@ def test_a_copy_in_the_spool_folder_finds_the_repository(cluster, tmp_path):
     code, output = cluster.run(script=copy, COMMAND="", SLURM_SUBMIT_DIR=str(tmp_path))
     assert code == 2
     assert "error: slurm/attempt.sh not found" in output
+
+
+def test_a_requeued_job_runs_the_code_and_settings_that_it_began_with(cluster, tmp_path):
+    tree = tmp_path / "tree"
+    for package in snapshot.PACKAGES:
+        shutil.copytree(ROOT / package, tree / package)
+    script = tree / "slurm" / "pretrain.sh"
+    assert cluster.run(script=script, OUTCOME="saved")[0] == 0
+    shutil.rmtree(tree)
+    cluster.config.unlink()
+    code, output = cluster.run(script=shutil.copy(SCRIPT, tmp_path / "spooled"), SLURM_RESTART_COUNT="1", COMMAND="")
+    assert code == 0, output
+    assert cluster.noted("ranks") == [f"{cluster.run_dir}/code/42/config.yaml a.b=c d"] * 2
+    assert (cluster.run_dir / "code/42/config.yaml").read_text() == "run: {}\n"
+    assert not list((tmp_path / "state").rglob("*-42")), "a job that is over has no pin"
+
+
+def test_without_its_pin_a_requeued_job_takes_the_tree_and_says_so(cluster, tmp_path):
+    (tmp_path / "state").write_text("no folder")
+    code, output = cluster.run(OUTCOME="saved")
+    assert code == 0 and f"after a requeue the job runs the code of {ROOT}" in output
+    assert cluster.run(SLURM_RESTART_COUNT="1")[0] == 0
+
+
+def test_another_job_takes_a_copy_of_its_own(cluster):
+    cluster.run()
+    cluster.config.write_text("run: {threads: 1}\n")
+    cluster.run(SLURM_JOB_ID="43")
+    copies = sorted((cluster.run_dir / "code").glob("*/config.yaml"))
+    assert [path.read_text() for path in copies] == ["run: {}\n", "run: {threads: 1}\n"]
 
 
 def test_a_missing_config_is_wrong_usage(cluster):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def test_a_dry_run_prints_the_batch_file_and_writes_nothing(config, capsys):
         f"--output={run}/submitit/%j/%j_0_log.out",
     ):
         assert f"#SBATCH {line}" in lines
-    assert f"source {ROOT}/slurm/attempt.sh" in lines
+    (source,) = [line for line in lines if line.startswith("source ")]
+    assert re.fullmatch(rf"source {run}/code/submitted-\d{{8}}T\d{{6}}/slurm/attempt.sh", source)
+    assert f"export PYTHONPATH={Path(source[7:]).parents[1]}${{PYTHONPATH:+:$PYTHONPATH}}" in lines
     assert f"attempt_begin {run} 7" in lines
     (srun,) = [line for line in lines if line.startswith("srun ")]
     assert "--kill-on-bad-exit=1 --cpus-per-task=6 " in srun
