@@ -18,7 +18,6 @@ FAULT_AT = 12
 """A step between two saves, early enough for much to come after the fault."""
 LONG_S = 240
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-TASK = ["-u", "-m", "slurm.task"]
 
 
 @dataclass
@@ -85,7 +84,7 @@ class ClusterRun:
         """The newest checkpoint's."""
         return (self.dir / "checkpoints" / f"step-{self.checkpoints()[-1]:08d}" / "model.safetensors").read_bytes()
 
-    def rank_pid(self, rank: int, node: str | None = None) -> int:
+    def rank_pid(self, rank: int, node: str | None = None, module: str = "slurm.task") -> int:
         """The process of a rank: the one that trains, not what SLURM put around it."""
         for pid in self.lab.processes(node):
             try:
@@ -93,7 +92,11 @@ class ClusterRun:
                 command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             except OSError:
                 continue
-            if {f"SLURM_PROCID={rank}", f"SLURM_JOB_ID={self.job_id}"} <= environ and command[1:4] == TASK:
+            if {f"SLURM_PROCID={rank}", f"SLURM_JOB_ID={self.job_id}"} <= environ and command[1:4] == [
+                "-u",
+                "-m",
+                module,
+            ]:
                 return pid
         raise AssertionError(f"no process of rank {rank} of job {self.job_id}")
 
