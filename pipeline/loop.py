@@ -39,6 +39,8 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
         state, reason, is_stopping = session.state, None, False
         batches, clock = session.rollbacks.batches(session.stream, state.step), session.clock
         _write_time(session, state.step)
+        if session.evaluation.is_owed:
+            _evaluate(session, state.step)  # of the start, as the watchdog sees it
         while state.step < num_steps and not is_stopping:
             session.profile.begin(state.step + 1)
             session.watchdog.enter(Phase.DATA, state.step + 1)
@@ -86,6 +88,7 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
             elif (saved := session.saver.poll()) is not None:
                 _tell_saved(session, saved)
             if session.evaluation.is_due(state.step) and not is_stopping:
+                session.watchdog.enter(Phase.EVALUATE, state.step)
                 _evaluate(session, state.step)
             if is_logged:
                 _write_time(session, state.step)
@@ -204,12 +207,13 @@ def _tell_saved(session: Session, saved: Saved) -> None:
 
 
 def _evaluate(session: Session, step: int) -> None:
-    session.watchdog.enter(Phase.EVALUATE, step)
     began = time.perf_counter()
+    path = pictures_path(session.run_dir, step)
     with session.clock.part("probe"):
+        _tell_probe(session, *session.evaluation.wait())
         session.evaluation.run(step, session.model, session.engine)
-        if session.ranks.is_first and session.evaluation.draws(step):
-            session.log.pictures(step, pictures_path(session.run_dir, step))
+        if session.ranks.is_first and session.evaluation.draws(step) and path.exists():
+            session.log.pictures(step, path)
     session.progress.exclude(time.perf_counter() - began)
 
 
@@ -220,7 +224,7 @@ def _tell_probe(session: Session, line: dict[str, Any] | None, problem: Exceptio
         session.log.figures(line["step"], figures)
     if problem is not None:
         session.log.event("probe_failed", session.state.step, reason=str(problem))
-        session.progress.say(f"warning: the probe failed: {problem}")
+        session.progress.say(f"warning: the probe failed: {problem}; the run goes on")
 
 
 def _say_end(session: Session, state: TrainState, outcome: str) -> None:

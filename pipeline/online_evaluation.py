@@ -1,7 +1,8 @@
 """What is looked at while a run trains: a probe of the frozen features, and reconstructions of a few fixed samples.
 
 Both use a plain copy of the model (`pipeline.model_copy`), so that the run itself is not touched. The ranks share the
-forward passes; rank 0 scores in a thread while training goes on.
+forward passes; the samples are read in a thread from the start of the run on, and rank 0 scores in one while training
+goes on. What fails is told, and the run goes on.
 """
 
 import threading
@@ -10,24 +11,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pipeline.config import model_config
 from pipeline.distributed import Ranks
 from pipeline.engine import Engine
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, FusMAEError
 from pipeline.features import standardise
 from pipeline.frozen import FrozenModel
-from pipeline.metrics import LineWriter, drop_after
+from pipeline.metrics import LineWriter, drop_after, read_lines
 from pipeline.model_copy import ModelCopy
 from pipeline.neighbours import neighbour_scores
+from pipeline.probe_samples import KeptSamples, choose
 from pipeline.reconstruction import ReconstructionSettings, store_pictures
 from pipeline.ridge import ridge_scores
 from pipeline.scores import average_precision
 from pipeline.settings import OnlineProbeSettings, Settings
+from sharding.manifest import Manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PROBE_NAME: Final = "probe.jsonl"
 _FOLDER: Final = "reconstructions"
+_FAILURES: Final = (FusMAEError, OSError, RuntimeError)
+"""What ends an evaluation and no run: data, a full disk, too little memory."""
 _PICTURES: Final = ReconstructionSettings(pictures=4)
 
 
@@ -50,7 +56,7 @@ class OnlineEvaluation:
         self._group = group
         self._device = device
         self._run_dir = Path(settings.run.dir)
-        self._kept: dict[str, list[Any]] = {}
+        self._samples: KeptSamples | None = None
         self._copy: ModelCopy | None = None
         self._frozen: FrozenModel | None = None
         self._thread: threading.Thread | None = None
@@ -58,10 +64,12 @@ class OnlineEvaluation:
         self._problem: Exception | None = None
         self._file: LineWriter | None = None
         if settings.probe.every:
-            check_probe(settings)
+            self._samples = self._choose()
             if ranks.is_first:
                 drop_after(self._run_dir / PROBE_NAME, resumed_step)
                 self._file = LineWriter(self._run_dir / PROBE_NAME)
+        self.is_owed = self._find_owed(resumed_step)
+        """Whether the step that the run was resumed from is due and was not evaluated before the run ended."""
 
     def draws(self, step: int) -> bool:
         """Whether reconstructions of `step` are stored."""
@@ -72,51 +80,76 @@ class OnlineEvaluation:
         return self._is_probed(step) or self.draws(step)
 
     def run(self, step: int, trained: Any, engine: Engine) -> None:
-        """Evaluate the weights of `step` of the model `trained`; a collective. Raises DataError or StorageError."""
+        """Evaluate the weights of `step` of the model `trained`; a collective. What fails is told by `poll`."""
         if self._frozen is None or self._copy is None:
             self._copy = ModelCopy(trained, self._device)
             self._frozen = self._open(self._copy.model)
         self._copy.refresh(engine)
         if self.draws(step) and self._ranks.is_first:
-            store_pictures(self._frozen, _PICTURES, pictures_path(self._run_dir, step))
+            try:
+                store_pictures(self._frozen, _PICTURES, pictures_path(self._run_dir, step))
+            except _FAILURES as error:
+                self._problem = error
         if self._is_probed(step):
             began = time.perf_counter()
-            probe = self._settings.probe
-            train, test = (self._gather(split) for split in (probe.train_split, probe.test_split))
-            self._join()
-            if train is not None and test is not None:
+            if (gathered := self._gather()) is not None:
                 about = {"step": step, "samples": step * self._settings.train.global_batch}
                 self._thread = threading.Thread(
-                    target=self._score, args=(train, test, about, began), name="probe", daemon=True
+                    target=self._score, args=(*gathered, about, began), name="probe", daemon=True
                 )
                 self._thread.start()
 
     def poll(self) -> tuple[dict[str, Any] | None, Exception | None]:
         """On rank 0, the line of a probe that has been scored since, or why it could not be; no wait."""
-        if self._thread is None or self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             return None, None
-        return self._told()
+        return self.wait()
+
+    def wait(self) -> tuple[dict[str, Any] | None, Exception | None]:
+        """Wait for the probe that is under way, and tell it as `poll` does."""
+        if self._thread is not None:
+            self._thread.join()
+        told = self._line or None, self._problem
+        self._thread, self._line, self._problem = None, {}, None
+        return told
 
     def close(self) -> tuple[dict[str, Any] | None, Exception | None]:
-        """Wait for the probe that is under way, and tell it as `poll` does."""
-        self._join()
-        told = self._told() if self._thread is not None else (None, None)
+        """End the threads, and tell the last probe as `poll` does."""
+        told = self.wait()
+        if self._samples is not None:
+            self._samples.close()
         if self._file is not None:
             self._file.close()
             self._file = None
         return told
 
+    def _find_owed(self, step: int) -> bool:
+        """The same on every rank; a collective where something is evaluated at all."""
+        import torch.distributed as dist
+
+        if not step or not self.is_due(step):
+            return False
+        said = [False]
+        if self._ranks.is_first:
+            probed = {line["step"] for line in read_lines(self._run_dir / PROBE_NAME)}
+            is_drawn = pictures_path(self._run_dir, step).exists()
+            said = [(self._is_probed(step) and step not in probed) or (self.draws(step) and not is_drawn)]
+        dist.broadcast_object_list(said, src=0, group=self._group)
+        return said[0]
+
+    def _choose(self) -> KeptSamples:
+        """The samples of both splits, which a thread begins to read."""
+        manifest, probe = check_probe(self._settings), self._settings.probe
+        there = set(manifest.bands)
+        bands = [there.intersection(modality.bands) for modality in model_config(self._settings).modalities]
+        given = [sorted(own) for own in bands if own]
+        data = self._settings.data
+        splits = (probe.train_split, probe.test_split)
+        chosen = [choose(data, manifest, split, given, probe.samples) for split in splits]
+        return KeptSamples(data, chosen, probe.batch_size, self._ranks.rank, self._ranks.world_size)
+
     def _is_probed(self, step: int) -> bool:
         return _is_due(step, self._settings.probe.every, self._settings.train.steps)
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-
-    def _told(self) -> tuple[dict[str, Any] | None, Exception | None]:
-        told = self._line or None, self._problem
-        self._thread, self._line, self._problem = None, {}, None
-        return told
 
     def _open(self, model: Any) -> FrozenModel:
         from pipeline.stream.exact import read_image_manifest
@@ -142,59 +175,45 @@ class OnlineEvaluation:
             device=self._device,
         )
 
-    def _gather(self, split: str) -> Labelled | None:
-        """All ranks' features of a split, on rank 0; a collective."""
+    def _gather(self) -> tuple[Labelled, Labelled] | None:
+        """All ranks' features of both splits, on rank 0 unless one has none; a collective."""
         import torch
         import torch.distributed as dist
 
-        own = self._features(split)
+        own: Any
+        try:
+            assert self._samples is not None
+            own = [self._features(batches) for batches in self._samples.batches()]
+        except _FAILURES as error:  # the others are on their way to the gather: this rank must come there, too
+            own = f"rank {self._ranks.rank}: {error}"
         gathered: list[Any] | None = [None] * self._ranks.world_size if self._ranks.is_first else None
         dist.gather_object(own, gathered, dst=0, group=self._group)
         if gathered is None:
             return None
-        features, labels = (torch.cat(parts) for parts in zip(*gathered, strict=True))
-        return Labelled(features=features, labels=labels)
+        if failed := [said for said in gathered if isinstance(said, str)]:
+            self._problem = DataError("; ".join(failed))
+            return None
+        train, test = (
+            Labelled(features=torch.cat(features), labels=torch.cat(labels))
+            for features, labels in (zip(*of_split, strict=True) for of_split in zip(*gathered, strict=True))
+        )
+        return train, test
 
-    def _features(self, split: str) -> tuple["Tensor", "Tensor"]:
-        """This rank's share: features and labels of samples with labels and a band of each modality."""
+    def _features(self, batches: list[Any]) -> tuple["Tensor", "Tensor"]:
+        """Features and labels of this rank's share of a split."""
         import torch
 
         frozen = self._frozen
         assert frozen is not None
         num_labels = len(frozen.manifest.labels)
         features, labels = [torch.empty(0, frozen.model.config.width)], [torch.empty(0, num_labels, dtype=torch.bool)]
-        for batch in self._batches(split):
-            moved = batch.to(self._device)
-            images, valid = frozen.transform(moved, None)
-            given = {name: images[name] for name in frozen.given}
+        for batch in batches:
+            images, _ = frozen.transform(batch.to(self._device), None)
             with torch.inference_mode():
-                found = frozen.model.features(given).float().cpu()
-            complete = torch.stack([valid[name].any(dim=1) for name in frozen.given]).all(dim=0).cpu()
-            kept = complete & batch.labels.bool().any(dim=1)
-            features.append(found[kept])
-            labels.append(batch.labels.bool()[kept])
+                found = frozen.model.features({name: images[name] for name in frozen.given}).float()
+            features.append(found.cpu())
+            labels.append(batch.labels.bool())
         return torch.cat(features), torch.cat(labels)
-
-    def _batches(self, split: str) -> list[Any]:
-        """This rank's share of the subset, as it is stored; read once."""
-        from pipeline.stream.exact import evaluation_batches
-
-        if split not in self._kept:
-            data, probe = self._settings.data, self._settings.probe
-            reader = evaluation_batches(
-                data.url,
-                split,
-                probe.batch_size,
-                self._ranks.rank,
-                self._ranks.world_size,
-                threads=data.threads,
-                client=data.client,
-                verify_checksums=data.verify_checksums,
-                limit=probe.samples,
-            )
-            with reader:
-                self._kept[split] = [batch.copy() for batch in reader]
-        return self._kept[split]
 
     def _score(self, train: Labelled, test: Labelled, about: dict[str, Any], began: float) -> None:
         try:
@@ -204,7 +223,7 @@ class OnlineEvaluation:
             self._line = about | scores | {"seconds": seconds} | counts
             if self._file is not None:
                 self._file.write(self._line)
-        except (DataError, ConfigError, OSError, RuntimeError) as error:  # told on the thread that trains
+        except _FAILURES as error:  # told on the thread that trains
             self._problem = error
 
 
@@ -212,7 +231,7 @@ def probe_scores(train: Labelled, test: Labelled, settings: OnlineProbeSettings)
     """Mean average precision of both probes; DataError when a split has too few labelled samples."""
     if len(train.labels) < settings.neighbours or not len(test.labels):
         raise DataError(
-            f"of the first {settings.samples} samples, {len(train.labels)} of '{settings.train_split}' and "
+            f"of at most {settings.samples} samples, {len(train.labels)} of '{settings.train_split}' and "
             f"{len(test.labels)} of '{settings.test_split}' have labels and all modalities, and {settings.neighbours} "
             "neighbours are asked; write a larger probe.samples or fewer probe.neighbours"
         )
@@ -228,8 +247,8 @@ def probe_scores(train: Labelled, test: Labelled, settings: OnlineProbeSettings)
     return line
 
 
-def check_probe(settings: Settings) -> None:
-    """ConfigError or DataError for a probe that the run's data set does not allow."""
+def check_probe(settings: Settings) -> Manifest:
+    """The data set that is probed; ConfigError or DataError where it does not allow a probe."""
     from pipeline.stream.exact import read_image_manifest
 
     manifest, probe = read_image_manifest(settings.data.url), settings.probe
@@ -239,6 +258,7 @@ def check_probe(settings: Settings) -> None:
         )
     for split in (probe.train_split, probe.test_split):
         manifest.shards_of(split)
+    return manifest
 
 
 def pictures_path(run_dir: Path, step: int) -> Path:

@@ -141,7 +141,7 @@ class OnlineProbeSettings:
     every: int = 0
     """Steps between probes; the last step is probed too. 0: never."""
     samples: int = 1024
-    """Samples of each split, the first of its index; kept in memory as they are stored, shared among the ranks."""
+    """Labelled samples of each split, the same ones always; kept in memory as stored, shared among the ranks."""
     train_split: str = "train"
     """Split on whose labels the probe is fitted."""
     test_split: str = "test"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.stream.batch import Batch
 from pipeline.stream.closing import Finalizer
@@ -265,11 +266,12 @@ def evaluation_batches(
     cache_dir_gib: float = 100.0,
     client: Client = "fsspec",
     verify_checksums: bool = True,
-    limit: int = 0,
+    samples: npt.NDArray[np.int64] | None = None,
 ) -> "EvaluationBatches":
     """Each sample of a split exactly once over all ranks, in the order of the index; the last batch may be short.
 
-    With a `limit`, only so many samples, the first.
+    end and not in every batch. Epoch is 0 and position the sample's number.
+    With `samples`, numbers of samples of the split, only these N, in their order.
 
     Rank r of W has the samples [r*N/W, (r+1)*N/W): the ranks' numbers of batches may differ by one, so reduce at the
     end and not in every batch. Epoch is 0 and position the sample's number.
@@ -289,7 +291,7 @@ def evaluation_batches(
         ),
         rank,
         world_size,
-        limit,
+        samples,
     )
 
 
@@ -303,16 +305,18 @@ def read_image_manifest(url: str) -> Manifest:
 class EvaluationBatches(BatchIterator):
     """What `evaluation_batches` returns: an iterator, and a context that ends its threads."""
 
-    def __init__(self, config: StreamConfig, rank: int, world_size: int, limit: int = 0) -> None:
+    def __init__(
+        self, config: StreamConfig, rank: int, world_size: int, samples: npt.NDArray[np.int64] | None = None
+    ) -> None:
         check_world_size(config.global_batch, rank, world_size)
         self.manifest = read_image_manifest(config.url)
         self._reader = open_reader(config, self.manifest)
-        self.num_samples = min(len(self._reader.table), limit or len(self._reader.table))
+        self.num_samples = len(self._reader.table) if samples is None else len(samples)
         """Samples of the split that are given, over all ranks."""
         if isinstance(source := self._reader.source, FetchedRuns):
             source.set_run_samples(round(RUN_BYTES / max(self.manifest.sample_bytes(config.split), 1.0)) or 1)
         batch_size = config.global_batch // world_size
-        jobs = _evaluation_jobs(self.num_samples, batch_size, rank, world_size)
+        jobs = _evaluation_jobs(self.num_samples, batch_size, rank, world_size, samples)
         ring = BatchRing(self._reader, jobs, batch_size, config.threads, config.slots)
         super().__init__(ring, self._reader.close)
 
@@ -355,8 +359,11 @@ def ranks_of_node() -> int:
     return max(int(told), 1) if told.isdecimal() else 1
 
 
-def _evaluation_jobs(num_samples: int, batch_size: int, rank: int, world_size: int) -> Iterator[Job]:
+def _evaluation_jobs(
+    num_samples: int, batch_size: int, rank: int, world_size: int, samples: npt.NDArray[np.int64] | None
+) -> Iterator[Job]:
     first, last = num_samples * rank // world_size, num_samples * (rank + 1) // world_size
     for step, begin in enumerate(range(first, last, batch_size)):
-        ids = np.arange(begin, min(begin + batch_size, last))
+        end = min(begin + batch_size, last)
+        ids = np.arange(begin, end) if samples is None else samples[begin:end]
         yield Job(step, OrderedSamples(np.zeros_like(ids), ids, ids))

@@ -1,7 +1,9 @@
 """A run that is probed while it trains is the same run, and the probe is the same on any number of ranks."""
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,4 +71,34 @@ def test_probe_that_cannot_work_is_refused_before_it_starts(new_run: NewRun) -> 
     said = run.finish("probe.test_split=nowhere", code=1)
     assert "nowhere" in said and "Traceback" not in said
     said = new_run("few", *PROBED).finish("probe.neighbours=30", "train.steps=5", "optim.warmup_steps=1")
-    assert "warning: the probe failed: of the first 1024 samples, 25 of 'train' and 2 of 'test'" in said
+    assert "warning: the probe failed: of at most 1024 samples, 25 of 'train' and 2 of 'test'" in said
+
+
+@pytest.mark.slow
+def test_step_that_was_saved_and_not_evaluated_is_when_the_run_goes_on(new_run: NewRun) -> None:
+    settings = ("probe.every=4", "probe.neighbours=3", "log.reconstructions=4", "engine.zero_stage=3")
+    straight, killed = new_run("straight", *settings), new_run("killed", *settings)
+    straight.finish()
+    killed.kill_at(10)
+    path = killed.dir / "probe.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if '"step": 8,' not in line))
+    (killed.dir / "reconstructions" / "step-00000008.npz").unlink()
+    assert "resumed at step 8" in killed.finish()
+    told = [[[line[name] for name in ("step", *SCORES)] for line in _probes(run)] for run in (straight, killed)]
+    assert told[0] == told[1] and [line[0] for line in told[0]] == [4, 8, 12, 14]
+    assert (killed.dir / "reconstructions" / "step-00000008.npz").exists()
+    assert killed.weights() == straight.weights()
+
+
+def test_samples_that_cannot_be_read_cost_the_probe_and_not_the_run(
+    new_run: NewRun, dataset: str, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(dataset, broken)
+    for shard in (broken / "shards").glob("test*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    run = new_run("run", *PROBED, f"data.url={broken}", "train.steps=5", "optim.warmup_steps=1")
+    said = run.finish()
+    assert "warning: the probe failed: rank " in said and "CRC-32C" in said and said.count("the run goes on") >= 1
+    assert _probes(run) == [] and json.loads((run.dir / "outcome.json").read_text())["outcome"] == "done"
+    assert any(event["event"] == "probe_failed" for event in run.events())
