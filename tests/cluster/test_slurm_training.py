@@ -301,7 +301,8 @@ def test_a_run_ends_with_the_weights_of_an_undisturbed_one(scenario: str, fleet:
     assert told.run.weights() == fleet.told("undisturbed").run.weights()
     if told.cost is not None:
         print(f"| {scenario} | {told.cost.to_next_step_s:.1f} s | {told.cost.steps_lost} |")
-        assert told.cost.steps_lost == 0 if told.is_announced else 0 <= told.cost.steps_lost < EVERY
+        # A save goes on while the run trains: the last one may not have been whole yet.
+        assert told.cost.steps_lost == 0 if told.is_announced else 0 <= told.cost.steps_lost < 2 * EVERY
 
 
 def test_settings_that_cannot_work_are_tried_once(place: Place) -> None:
