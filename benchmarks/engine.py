@@ -94,7 +94,7 @@ def _instruments(folder: str, is_quick: bool) -> Any:
         "optim": {"warmup_steps": 10},
         "run": {"dir": folder, "num_processes": 2, "threads": 1},
     }
-    spec = {"under": folder, "threads": 1, "settings": settings, "warm_up": 10, "block": 20, "num_blocks": 50}
+    spec = {"under": folder, "threads": 1, "settings": settings, "warm_up": 10, "block": 10, "num_blocks": 100}
     if is_quick:
         spec |= {"warm_up": 4, "block": 10, "num_blocks": 8}
     _say(f"instruments: {spec['num_blocks']} blocks of {spec['block']} steps")
@@ -125,7 +125,7 @@ def _steps(folder: str, is_quick: bool) -> Any:
     from benchmarks.engine_report import Report, add_steps
 
     models = {"model": SMALL, "host": NARROW}
-    spec: dict[str, Any] = {"under": folder, "threads": 1, "models": models, "batch": 2, "warm_up": 3, "steps": 12}
+    spec: dict[str, Any] = {"under": folder, "threads": 1, "models": models, "batch": 2, "warm_up": 3, "steps": 8}
     rounds, engines = 3, ENGINES
     if is_quick:
         spec |= {"models": {"model": QUICK, "host": NARROW | {"depth": 2}}, "steps": 4}

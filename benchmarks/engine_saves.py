@@ -6,6 +6,7 @@ limits are one copy of as many bytes between memory that is in use already, and 
 
 import os
 import shutil
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -89,11 +90,11 @@ def measure(spec: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
             return
         seconds[GATHER].append(gather_s[0])
         seconds[WHOLE].append(saved.seconds)
+        free.append(step())
         seconds[FREE_STEP] += free
         # The last one ended after the save did.
         seconds[BUSY_STEP] += busy[:-1] or busy
-        usual = sorted(free)[len(free) // 2]
-        seconds[EXCESS].append(stall + sum(max(0.0, one - usual) for one in busy))
+        seconds[EXCESS].append(stall + sum(busy) - len(busy) * statistics.median(free))
 
     def blocking() -> None:
         number[0] += 1
@@ -117,7 +118,7 @@ def measure(spec: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
             shutil.rmtree(root / f"step{number[0] - 4}")
 
     def limits() -> None:
-        held = places[BACKGROUND]._copies.nbytes + spec.get("weights_bytes", 0)
+        held = places[BACKGROUND]._copies.nbytes
         source, target = torch.ones(held // 4), torch.zeros(held // 4)
         dist.barrier()
         began = time.perf_counter()
