@@ -119,7 +119,8 @@ def measure(spec: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
     def limits() -> None:
         held = places[BACKGROUND]._copies.nbytes
-        source, target = torch.ones(held // 4), torch.zeros(held // 4)
+        # zeros() would be given memory that no page backs yet
+        source, target = torch.ones(held // 4), torch.ones(held // 4)
         dist.barrier()
         began = time.perf_counter()
         target.copy_(source)
