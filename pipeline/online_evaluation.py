@@ -256,8 +256,11 @@ def check_probe(settings: Settings) -> Manifest:
         raise ConfigError(
             f"probe.every={probe.every}, but the data set {settings.data.url} has no labels; write probe.every=0"
         )
-    for split in (probe.train_split, probe.test_split):
-        manifest.shards_of(split)
+    for key, split in (("train_split", probe.train_split), ("test_split", probe.test_split)):
+        try:
+            manifest.shards_of(split)
+        except DataError as error:
+            raise DataError(f"probe.{key}={split}: {error}; write another, or probe.every=0") from error
     return manifest
 
 

@@ -76,7 +76,9 @@ def test_model_states_are_what_an_engine_holds(name: str, stage: int, precision:
         f"{kind.title} {kind.precision} x{accumulation}, bytes a parameter: "
         f"{(held['most'] - bucket) / held['parameters']:.2f} held, {(states.most - bucket) / held['parameters']:.2f} said"
     )
-    assert held["most"] - bucket <= (states.most - bucket) * (1 + TOLERANCE[stage])
+    # DDP's reducer keeps one more copy of the gradients in the compute format when a rank is late to send them.
+    late = states.weights if name == "ddp" else 0
+    assert held["most"] - bucket <= (states.most - bucket) * (1 + TOLERANCE[stage]) + late
     copy = COPY_BYTES * held["parameters"]
     assert states.most - bucket <= (held["most"] - bucket) * (1 + TOLERANCE[stage]) + copy
     assert states.moments == pytest.approx(held["moments"], rel=0.001)
