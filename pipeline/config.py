@@ -262,6 +262,7 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
         "probe.batch_size": (settings.probe.batch_size >= 1, "1 or more"),
         "probe.ridge": (settings.probe.ridge > 0, "above 0"),
         "watchdog.probe_s": (settings.watchdog.probe_s >= 0, "0 (no limit) or more"),
+        "engine.gc_every": (engine.gc_every >= 0, "0 (whenever Python likes) or more"),
         "guard.spike": (settings.guard.spike >= 0, "0 (never) or more"),
         "guard.rollback": (settings.guard.rollback >= 0, "0 (never) or more"),
         "guard.window": (settings.guard.window >= 20, "20 or more"),

@@ -47,7 +47,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def skipped_steps(self) -> int:
-        """Steps that were not applied because a gradient was not finite."""
+        """Steps that were not applied because a gradient was not finite. Waits for the device."""
 
     @property
     @abstractmethod
@@ -207,7 +207,10 @@ def _own_piece(name: str, parameter: Any, rank: int) -> Piece | None:
 
 
 class DdpEngine(Engine):
-    """Plain PyTorch: DistributedDataParallel, fp32 master weights kept by hand, no sharding."""
+    """Plain PyTorch: DistributedDataParallel, fp32 master weights kept by hand, no sharding.
+
+    A step waits for the device where AdamW is not fused, on a CPU, and nowhere else.
+    """
 
     def __init__(self, model: Any, settings: Settings, device: Any, accumulation: int) -> None:
         import torch
@@ -215,7 +218,7 @@ class DdpEngine(Engine):
         self.device = device
         self._clip = settings.optim.clip
         self._accumulation = accumulation
-        self._skipped = 0
+        self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         model = model.to(device)
         if settings.engine.precision == "bf16":
             model = model.to(torch.bfloat16)
@@ -225,6 +228,7 @@ class DdpEngine(Engine):
         self._masters = [torch.nn.Parameter(p.detach().float().clone()) for p in self._parameters]
         masters = _Bag(dict(zip(named, self._masters, strict=True)), model.no_weight_decay())
         self._optimiser = build_adamw(masters, settings.optim, device)
+        self._is_fused = bool(self._optimiser.defaults["fused"])
         self._model = torch.nn.parallel.DistributedDataParallel(
             model, device_ids=[device.index] if device.type == "cuda" else None
         )
@@ -252,8 +256,12 @@ class DdpEngine(Engine):
             master.grad = grad
         self._sums = []
         self._norm = torch.nn.utils.get_total_norm([m.grad for m in self._masters if m.grad is not None])
-        if not bool(torch.isfinite(self._norm)):
-            self._skipped += 1
+        is_finite = torch.isfinite(self._norm)
+        self._skipped += ~is_finite
+        if self._is_fused:
+            # The kernel reads the flag and leaves weights and moments alone: nobody waits for the device.
+            self._optimiser.found_inf, self._optimiser.grad_scale = (~is_finite).float(), None
+        elif not bool(is_finite):
             return
         if self._clip:
             torch.nn.utils.clip_grads_with_norm_(self._masters, self._clip, self._norm)
@@ -271,7 +279,7 @@ class DdpEngine(Engine):
     @property
     @override
     def skipped_steps(self) -> int:
-        return self._skipped
+        return int(self._skipped)
 
     @property
     @override
@@ -285,7 +293,7 @@ class DdpEngine(Engine):
         if dist.get_rank() != 0:
             return {}
         state = {"masters": [m.detach() for m in self._masters], "optimiser": self._optimiser.state_dict()}
-        return {f"{_TAG}/ddp.pt": copied(state | {"skipped": self._skipped})}
+        return {f"{_TAG}/ddp.pt": copied(state | {"skipped": int(self._skipped)})}
 
     @override
     def load(self, folder: Path) -> None:
@@ -293,7 +301,7 @@ class DdpEngine(Engine):
 
         state = torch.load(folder / _TAG / "ddp.pt", map_location=self.device, weights_only=True)
         self._optimiser.load_state_dict(state["optimiser"])
-        self._skipped = state["skipped"]
+        self._skipped.fill_(state["skipped"])
         with torch.no_grad():
             for parameter, master, saved in zip(self._parameters, self._masters, state["masters"], strict=True):
                 master.copy_(saved)

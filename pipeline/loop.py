@@ -90,6 +90,8 @@ def train(settings: Settings, ranks: Ranks, stop: StopRequest) -> str:
             if session.evaluation.is_due(state.step) and not is_stopping:
                 session.watchdog.enter(Phase.EVALUATE, state.step)
                 _evaluate(session, state.step)
+            with clock.part("collect"):
+                session.collector.done(state.step)
             if is_logged:
                 _write_time(session, state.step)
             if reason:

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from pipeline import checkpoint, hang, run_folder, universal
 from pipeline.clock import RunClock, event_maker
+from pipeline.collector import Collector
 from pipeline.config import cross_scale_config, dump_settings, micro_batches, model_config, with_model
 from pipeline.distributed import Ranks, all_agree, choose_device, cpu_group, join, leave
 from pipeline.dry_batch import check_dry_batch
@@ -66,6 +67,7 @@ class Session:
     clock: RunClock
     losses: LossWatch
     rollbacks: Rollbacks
+    collector: Collector
     profile: StepProfile
     log: RunLog
     progress: Progress
@@ -170,6 +172,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         evaluation = OnlineEvaluation(settings, ranks, group, device, state.step)
         check_dry_batch(settings, config, engine, lambda: _build_model(config, settings, device)[0], ranks, group)
         progress.begin(state.step)
+        collector = stack.enter_context(Collector(settings.engine.gc_every))
         opening.close()
         yield Session(
             settings=settings,
@@ -185,6 +188,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
             clock=clock,
             losses=LossWatch(settings.guard, ranks.world_size, group),
             rollbacks=rollbacks,
+            collector=collector,
             profile=StepProfile(run_dir, settings.log.profile_steps if ranks.is_first else 0, state.step),
             log=log,
             progress=progress,

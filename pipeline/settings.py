@@ -68,6 +68,8 @@ class EngineSettings:
     """Number format of weights and activations; optimiser, loss and targets stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU when there is one."""
+    gc_every: int = 100
+    """Steps between collections of Python's cyclic garbage, on all ranks at once; 0: whenever Python likes."""
     compile: bool = False
     """Compile the model with torch.compile, which needs a C++ compiler; masks with fixed numbers of patches only."""
     deterministic: bool = True

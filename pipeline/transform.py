@@ -51,6 +51,7 @@ class ImageTransform:
             name: [None if band in lacking else _Band(manifest, name, band) for band in bands]
             for name, bands in modalities
         }
+        self._on_device: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
         self._image_size = image_size
         self._flips = flips
         self._upsample = upsample
@@ -111,10 +112,14 @@ class ImageTransform:
         return functional.interpolate(value_BPP[:, None], size=(self._patch_size,) * 2, mode=self._upsample)[:, 0]
 
     def _statistics(self, modality: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        if (modality, device) in self._on_device:
+            return self._on_device[modality, device]
         bands = self._modalities[modality]
         mean_C = torch.tensor([band.mean if band else 0.0 for band in bands], dtype=torch.float32, device=device)
         std_C = torch.tensor([band.std if band else 1.0 for band in bands], dtype=torch.float32, device=device)
-        return mean_C[:, None, None], std_C[:, None, None]
+        # Kept: to bring numbers of Python's to a GPU waits for it.
+        self._on_device[modality, device] = mean_C[:, None, None], std_C[:, None, None]
+        return self._on_device[modality, device]
 
     def _windows(self, batch: Batch, random: CounterRandom | None) -> tuple[Tensor, Tensor]:
         """Row and column at which each sample's window starts: int64 (B,)."""

@@ -15,6 +15,7 @@ _TITLES: Final = {
     "data": "waiting for data",
     "prepare": "preparing inputs",
     "agree": "agreeing with other ranks",
+    "collect": "collecting Python's garbage",
     "log": "logging",
     "checkpoint": "checkpoints",
     "probe": "online probe",

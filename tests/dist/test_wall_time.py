@@ -12,7 +12,7 @@ from tests.dist.conftest import Run
 pytestmark = pytest.mark.dist
 
 NewRun = Callable[..., Run]
-PARTS = {"start", "data", "prepare", "forward", "backward", "optimiser", "log", "agree", "checkpoint", "end"}
+PARTS = {"start", "data", "prepare", "forward", "backward", "optimiser", "log", "agree", "collect", "checkpoint", "end"}
 
 
 def test_every_part_is_timed_and_less_than_one_percent_is_not_attributed(new_run: NewRun) -> None:
