@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from pipeline.errors import ConfigError
+from pipeline.memory_plan import can_overlap
 from pipeline.settings import Settings
 from pipeline.stream.mixture_config import check_mixture, with_first_of_mixture
 from pipeline.stream.shares import MIN_TEMPERATURE
@@ -262,6 +263,11 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
         "probe.batch_size": (settings.probe.batch_size >= 1, "1 or more"),
         "probe.ridge": (settings.probe.ridge > 0, "above 0"),
         "watchdog.probe_s": (settings.watchdog.probe_s >= 0, "0 (no limit) or more"),
+        "engine.bucket_mib": (engine.bucket_mib >= 1, "1 or more"),
+        "engine.overlap": (
+            not engine.overlap or can_overlap(engine),
+            "false: DDP overlaps by itself, and DeepSpeed's ZeRO 0 and 1 in bf16 cannot",
+        ),
         "engine.gc_every": (engine.gc_every >= 0, "0 (whenever Python likes) or more"),
         "guard.spike": (settings.guard.spike >= 0, "0 (never) or more"),
         "guard.rollback": (settings.guard.rollback >= 0, "0 (never) or more"),

@@ -15,7 +15,7 @@ from pipeline.config import cross_scale_config, micro_batches
 from pipeline.distributed import Ranks
 from pipeline.engine import Engine
 from pipeline.errors import ConfigError
-from pipeline.memory_plan import EngineKind, model_states
+from pipeline.memory_plan import kind_of, model_states
 from pipeline.settings import Settings
 
 _LACKS: Final = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
@@ -174,11 +174,9 @@ class DryBatch:
         import torch
 
         engine = self._settings.engine
-        stage = 0 if engine.name == "ddp" else engine.zero_stage
-        kind = EngineKind(name=engine.name, zero_stage=stage, precision=engine.precision)
         parameters = sum(getattr(weight, "ds_numel", weight.numel()) for weight in self._engine.module.parameters())
         accumulation = self._settings.train.global_batch // self._world_size // micro_batch
-        held = model_states(kind, parameters, self._world_size, accumulation).held
+        held = model_states(kind_of(engine), parameters, self._world_size, accumulation).held
         own_gradients = (2 if engine.precision == "bf16" else 4) * parameters
         missing = held - own_gradients - torch.cuda.memory_allocated(self._device)
         return torch.empty(max(0, missing), dtype=torch.uint8, device=self._device)

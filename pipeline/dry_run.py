@@ -9,8 +9,17 @@ from pipeline.checkpoint_plan import CheckpointPlan, plan_checkpoints
 from pipeline.config import cross_scale_config, micro_batches, model_config
 from pipeline.dry_batch import largest_micro_batch
 from pipeline.errors import ConfigError
-from pipeline.memory_plan import EngineKind, Gpu, ModelStates, checkpoint_bytes, find_gpu, kinds, model_states
-from pipeline.settings import Settings
+from pipeline.memory_plan import (
+    EngineKind,
+    Gpu,
+    ModelStates,
+    checkpoint_bytes,
+    find_gpu,
+    kind_of,
+    kinds,
+    model_states,
+)
+from pipeline.settings import EngineSettings, Settings
 from pipeline.stream.mixture_config import MixtureMember
 from pipeline.stream.shares import Shares
 from sharding.manifest import Manifest
@@ -136,17 +145,11 @@ def plan_run(settings: Settings, world_size: int, gpu_name: str, mfu: float, wri
         time=time,
         checkpoints=plan_checkpoints(
             settings,
-            checkpoint_bytes(_own_kind(settings), model.parameters, world_size),
+            checkpoint_bytes(kind_of(settings.engine), model.parameters, world_size),
             None if time is None else time.step_s,
             write_gbps,
         ),
     )
-
-
-def _own_kind(settings: Settings) -> EngineKind:
-    engine = settings.engine
-    stage = 0 if engine.name == "ddp" else engine.zero_stage
-    return EngineKind(name=engine.name, zero_stage=stage, precision=engine.precision)
 
 
 def _plan_model(settings: Settings) -> ModelPlan:
@@ -190,7 +193,7 @@ def _plan_memory(settings: Settings, parameters: int, world_size: int, gpu: Gpu 
             largest = largest_micro_batch(own_samples, lambda size: needed(kind, own_samples // size) <= usable)
         return MemoryRow(
             engine=kind.title,
-            is_own=kind == _own_kind(settings),
+            is_own=kind == kind_of(settings.engine),
             states=model_states(kind, parameters, world_size, accumulation),
             needed=most,
             fits=fits,
@@ -198,14 +201,14 @@ def _plan_memory(settings: Settings, parameters: int, world_size: int, gpu: Gpu 
         )
 
     if gpu is not None:
-        _refuse_large_states(_own_kind(settings), parameters, world_size, accumulation, gpu)
+        _refuse_large_states(settings.engine, parameters, world_size, accumulation, gpu)
     return MemoryPlan(
         micro_batch=own_samples // accumulation,
         accumulation=accumulation,
         activations=known,
         unknown=unknown,
         gpu=gpu,
-        rows=tuple(row(kind) for kind in kinds(settings.engine.precision)),
+        rows=tuple(row(kind) for kind in kinds(settings.engine)),
     )
 
 
@@ -225,13 +228,14 @@ def _activations(settings: Settings) -> Callable[[int], int]:
     return count
 
 
-def _refuse_large_states(own: EngineKind, parameters: int, world_size: int, accumulation: int, gpu: Gpu) -> None:
+def _refuse_large_states(engine: EngineSettings, parameters: int, world_size: int, accumulation: int, gpu: Gpu) -> None:
     def most(kind: EngineKind) -> int:
         return model_states(kind, parameters, world_size, accumulation).most
 
+    own = kind_of(engine)
     if most(own) <= gpu.memory_bytes:
         return
-    smaller = next((kind for kind in kinds(own.precision)[1:] if most(kind) <= gpu.usable_bytes), None)
+    smaller = next((kind for kind in kinds(engine)[1:] if most(kind) <= gpu.usable_bytes), None)
     advice = "take more ranks with engine.zero_stage=3, or a larger GPU"
     if smaller is not None:
         advice = f"write engine.name=deepspeed engine.zero_stage={smaller.zero_stage}, or take a larger GPU"

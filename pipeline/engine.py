@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from pipeline.errors import CheckpointError
 from pipeline.fp32_weights import Piece, WeightShare
+from pipeline.memory_plan import bucket_elements
 from pipeline.optimiser import build_adamw
 from pipeline.settings import Settings
 
@@ -92,7 +93,11 @@ class DeepSpeedEngine(Engine):
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": settings.optim.clip,
             "bf16": {"enabled": settings.engine.precision == "bf16"},
-            "zero_optimization": {"stage": stage, "overlap_comm": False},
+            "zero_optimization": {
+                "stage": stage,
+                "overlap_comm": settings.engine.overlap,
+                "reduce_bucket_size": bucket_elements(settings.engine),
+            },
             "zero_force_ds_cpu_optimizer": False,
             "communication_data_type": "fp32",
             "steps_per_print": 10**9,
@@ -230,7 +235,9 @@ class DdpEngine(Engine):
         self._optimiser = build_adamw(masters, settings.optim, device)
         self._is_fused = bool(self._optimiser.defaults["fused"])
         self._model = torch.nn.parallel.DistributedDataParallel(
-            model, device_ids=[device.index] if device.type == "cuda" else None
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            bucket_cap_mb=settings.engine.bucket_mib,
         )
         self._sums: list[Any] = []
         self._norm: Any = None

@@ -5,10 +5,11 @@ two and four ranks, and is held to that by `tests/dist/test_dry_run.py`; docs/de
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from pipeline.errors import ConfigError
 from pipeline.progress import peak_flops
+from pipeline.settings import EngineSettings
 
 GPU_GIB: Final = {
     "H200": 139.7,
@@ -22,8 +23,8 @@ GPU_GIB: Final = {
 """Memory of a GPU as torch reports it, rounded down; error correction takes some of what data sheets name."""
 KEPT_FREE: Final = 0.1
 """Share of a GPU's memory that is not planned with: CUDA's context, NCCL, temporaries of the backward pass, gaps."""
-BUCKET: Final = 500_000_000
-"""Elements of DeepSpeed's `reduce_bucket_size`, which it allocates whole, however small the model is."""
+_AT_ONCE: Final = 500_000_000
+"""Elements that DeepSpeed reduces at once where it has no bucket, and that copies are counted of."""
 RANK_FILE_BYTES: Final = 14_400
 """A rank's random number generators in a checkpoint."""
 
@@ -52,6 +53,10 @@ class EngineKind:
     zero_stage: int
     precision: str
     """`bf16` or `fp32`."""
+    bucket_mib: int = EngineSettings.bucket_mib
+    """DeepSpeed allocates it whole, however small the model is."""
+    overlaps: bool = False
+    """With a second bucket that is filled while the first one is reduced."""
 
     @property
     def title(self) -> str:
@@ -96,11 +101,37 @@ def find_gpu(name: str) -> Gpu:
     return Gpu(name=known, memory_bytes=int(GPU_GIB[known] * 2**30), peak_flops=peak)
 
 
-def kinds(precision: str) -> tuple[EngineKind, ...]:
-    """Every engine that trains in that precision; DeepSpeed's stage 0 is refused with bf16."""
-    stages = (1, 2, 3) if precision == "bf16" else (0, 1, 2, 3)
-    zero = [EngineKind(name="deepspeed", zero_stage=stage, precision=precision) for stage in stages]
-    return (EngineKind(name="ddp", zero_stage=0, precision=precision), *zero)
+def kind_of(engine: EngineSettings) -> EngineKind:
+    """The engine of a run."""
+    return EngineKind(
+        name=engine.name,
+        zero_stage=0 if engine.name == "ddp" else engine.zero_stage,
+        precision=engine.precision,
+        bucket_mib=engine.bucket_mib,
+        overlaps=engine.overlap,
+    )
+
+
+def kinds(engine: EngineSettings) -> tuple[EngineKind, ...]:
+    """Every engine that trains in a run's precision, the run's own as it is; stage 0 is refused with bf16."""
+    stages = (1, 2, 3) if engine.precision == "bf16" else (0, 1, 2, 3)
+    own = kind_of(engine)
+    same: dict[str, Any] = {"precision": engine.precision, "bucket_mib": engine.bucket_mib}
+    others = [EngineKind(name="ddp", zero_stage=0, **same)]
+    others += [EngineKind(name="deepspeed", zero_stage=stage, **same) for stage in stages]
+    return tuple(own if (kind.name, kind.zero_stage) == (own.name, own.zero_stage) else kind for kind in others)
+
+
+def can_overlap(engine: EngineSettings) -> bool:
+    """Whether DeepSpeed can reduce gradients during the backward pass: not with its optimiser for bf16 at stage 1."""
+    return engine.name == "deepspeed" and (
+        engine.zero_stage >= 2 or (engine.zero_stage, engine.precision) == (1, "fp32")
+    )
+
+
+def bucket_elements(engine: EngineSettings | EngineKind) -> int:
+    """Gradients that `bucket_mib` holds."""
+    return engine.bucket_mib * 2**20 // (2 if engine.precision == "bf16" else 4)
 
 
 def model_states(kind: EngineKind, parameters: int, world_size: int, accumulation: int) -> ModelStates:
@@ -108,7 +139,7 @@ def model_states(kind: EngineKind, parameters: int, world_size: int, accumulatio
     size = 2 if kind.precision == "bf16" else 4
     share = 1 / world_size
     summed = accumulation > 1
-    in_bucket = min(parameters, BUCKET) / parameters
+    in_bucket = min(parameters, _AT_ONCE) / parameters
     weights, gradients, masters, moments, copies = float(size), float(size), 4 * share, 8 * share, 0.0
     bucket = 0
     if kind.name == "ddp":
@@ -127,12 +158,12 @@ def model_states(kind: EngineKind, parameters: int, world_size: int, accumulatio
             copies = 4 * in_bucket if world_size > 1 else 6 - gradients
         else:
             copies = 4 * in_bucket
-        bucket = size * BUCKET
+        bucket = size * bucket_elements(kind) * (2 if kind.overlaps else 1)
     else:
         gathered = size if world_size > 1 else 0
         weights, gradients = size * share + gathered, size * share + size
         copies = (9 if size == 2 else 8) * in_bucket
-        bucket = 4 * BUCKET
+        bucket = 4 * bucket_elements(kind)
     return ModelStates(
         weights=round(weights * parameters),
         gradients=round(gradients * parameters),

@@ -68,6 +68,10 @@ class EngineSettings:
     """Number format of weights and activations; optimiser, loss and targets stay fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU when there is one."""
+    bucket_mib: int = 50
+    """MiB of gradients, in precision's format, that are reduced at once by DDP, ZeRO 2 and 3, and ZeRO 1 in fp32."""
+    overlap: bool = False
+    """Reduce gradients during the backward pass at ZeRO 2 and 3, and 1 in fp32. DDP always does, bf16 ZeRO 1 never."""
     gc_every: int = 100
     """Steps between collections of Python's cyclic garbage, on all ranks at once; 0: whenever Python likes."""
     compile: bool = False

@@ -40,13 +40,13 @@ def settings_of(name: str, **engine: Any) -> Settings:
     )
 
 
-def build_model() -> FusMAE:
+def build_model(config: FusMAEConfig = CONFIG) -> FusMAE:
     torch.manual_seed(7)
-    return FusMAE(CONFIG)
+    return FusMAE(config)
 
 
-def make_engine(settings: Settings) -> Engine:
-    return build_engine(build_model(), settings, CPU, ACCUMULATION, universal=False)
+def make_engine(settings: Settings, config: FusMAEConfig = CONFIG) -> Engine:
+    return build_engine(build_model(config), settings, CPU, ACCUMULATION, universal=False)
 
 
 def train(engine: Engine, rank: int, num_steps: int = 2, spoilt: int | None = None) -> None:

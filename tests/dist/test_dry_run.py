@@ -77,7 +77,9 @@ def test_model_states_are_what_an_engine_holds(name: str, stage: int, precision:
         f"{(held['most'] - bucket) / held['parameters']:.2f} held, {(states.most - bucket) / held['parameters']:.2f} said"
     )
     # DDP's reducer keeps one more copy of the gradients in the compute format when a rank is late to send them.
-    late = states.weights if name == "ddp" else 0
+    late: float = states.weights if name == "ddp" else 0
+    if stage == 2 and accumulation > 1:  # the same of stage 2: the first micro-batch's fp32 copy is still being sent
+        late = COPY_BYTES * held["parameters"]
     assert held["most"] - bucket <= (states.most - bucket) * (1 + TOLERANCE[stage]) + late
     copy = COPY_BYTES * held["parameters"]
     assert states.most - bucket <= (held["most"] - bucket) * (1 + TOLERANCE[stage]) + copy

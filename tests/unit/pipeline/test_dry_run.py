@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.memory_plan import GPU_GIB, EngineKind, find_gpu, kinds, model_states
 from pipeline.pretrain import main
 from pipeline.progress import peak_flops
-from pipeline.settings import CheckpointSettings
+from pipeline.settings import CheckpointSettings, EngineSettings
 from tests.unit.pipeline.small_shards import make
 
 CONFIG = """
@@ -146,7 +146,7 @@ def test_every_gpu_whose_memory_is_known_has_a_peak() -> None:
 
 @pytest.mark.parametrize("world_size", [2, 8, 64])
 def test_more_is_sharded_at_each_stage(world_size: int) -> None:
-    ddp, *stages = (model_states(kind, 10**9, world_size, 2) for kind in kinds("bf16"))
+    ddp, *stages = (model_states(kind, 10**9, world_size, 2) for kind in kinds(EngineSettings()))
     totals = [states.held - states.buffers for states in (ddp, *stages[:2])]  # all of stage 3 may be gathered
     assert totals == sorted(totals, reverse=True)
     assert EngineKind(name="ddp", zero_stage=0, precision="bf16").title == "DDP"

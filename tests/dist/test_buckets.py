@@ -1,0 +1,41 @@
+"""Gradients go in pieces of the size that is asked for, and the numbers stay the same."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.dist.conftest import ROOT, Run
+from tests.dist.test_guards import LAUNCHER
+
+pytestmark = pytest.mark.dist
+
+MIB_OF_BF16 = 2**19
+"""Gradients."""
+
+
+def test_small_buckets_send_more_pieces_and_change_no_weight() -> None:
+    launcher = LAUNCHER.replace("'program'", "'tests.dist.bucketed'")
+    command = [sys.executable, "-c", launcher, "ddp", "zero2", "zero3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    said = [json.loads(line)["said"] for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(said) == 2
+    for engines in said:
+        for name, told in engines.items():
+            assert all(told["equal"]) and told["trained"], name
+            times = len(told["large"])  # DDP says how it cut, the others each time
+            assert len(told["small"]) >= 4 * times and sum(told["small"]) == sum(told["large"])
+            if name != "ddp":  # which closes a bucket when it is full, the others before
+                assert max(told["small"]) <= MIB_OF_BF16 < max(told["large"])
+                assert told["overlapping"] == told["small"]
+
+
+def test_overlap_is_refused_where_nothing_overlaps(new_run: Callable[..., Run]) -> None:
+    run = new_run("run")
+    for engine in (["engine.name=ddp"], ["engine.zero_stage=1"]):
+        assert "engine.overlap = True; it must be false: DDP overlaps by itself" in run.finish(
+            *engine, "engine.overlap=true", code=2
+        )
