@@ -16,6 +16,7 @@ MIB_OF_BF16 = 2**19
 """Gradients."""
 
 
+@pytest.mark.slow
 def test_small_buckets_send_more_pieces_and_change_no_weight() -> None:
     launcher = LAUNCHER.replace("'program'", "'tests.dist.bucketed'")
     command = [sys.executable, "-c", launcher, "ddp", "zero2", "zero3"]
