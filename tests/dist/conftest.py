@@ -45,6 +45,26 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "set")
 
 
+def two_ranks(module: str, *arguments: str) -> list[str]:
+    """The command that runs `module` as two ranks."""
+    code = f"import sys; from pipeline.launch import start_ranks; sys.exit(start_ranks('{module}', sys.argv[1:], 2))"
+    return [sys.executable, "-c", code, *arguments]
+
+
+def said_by_ranks(module: str, *arguments: str) -> list[Any]:
+    """What two ranks of `module` print as JSON, in the order in which it came."""
+    command = two_ranks(module, *arguments)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    decoder, said = json.JSONDecoder(), []
+    for line in done.stdout.splitlines():
+        while line.startswith(("{", "[")):  # what two ranks print at the same time may come before the ends of lines
+            value, end = decoder.raw_decode(line)
+            said.append(value)
+            line = line[end:]
+    return said
+
+
 @dataclass
 class Run:
     """A run of pipeline.pretrain in a folder of its own."""
@@ -52,17 +72,15 @@ class Run:
     dir: Path
     command: list[str]
 
-    def start(self, *overrides: str, program: str = "", num_ranks: int = 2) -> subprocess.Popen[str]:
-        """Start the ranks, in a process group of their own; each runs `program` instead of the product's module."""
+    def start(self, *overrides: str, program: str = "") -> subprocess.Popen[str]:
+        """Start the ranks, in a process group of their own; each of two runs `program` where one is given."""
         command = self.command
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
         if program:
             folder = self.dir.parent / f"program-{google_crc32c.value(program.encode()):08x}"
             folder.mkdir(exist_ok=True)
             (folder / "program.py").write_text(program)
-            starter = f"start_ranks('program', sys.argv[1:], {num_ranks})"
-            code = f"import sys; from pipeline.launch import start_ranks; sys.exit({starter})"
-            command = [sys.executable, "-c", code, *self.command[3:]]
+            command = two_ranks("program", *self.command[3:])
             environment["PYTHONPATH"] = f"{folder}:{ROOT}"
         return subprocess.Popen(
             [*command, *overrides],
@@ -74,9 +92,9 @@ class Run:
             env=environment,
         )
 
-    def finish(self, *overrides: str, code: int = 0) -> str:
+    def finish(self, *overrides: str, code: int = 0, program: str = "") -> str:
         """Run to the end; returns what was said."""
-        process = self.start(*overrides)
+        process = self.start(*overrides, program=program)
         said, _ = process.communicate(timeout=240)
         assert process.returncode == code, said
         return said

@@ -1,14 +1,10 @@
 """Gradients go in pieces of the size that is asked for, and the numbers stay the same."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 
-from tests.dist.conftest import ROOT, Run
-from tests.dist.test_guards import LAUNCHER
+from tests.dist.conftest import Run, said_by_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -18,11 +14,7 @@ MIB_OF_BF16 = 2**19
 
 @pytest.mark.slow
 def test_small_buckets_send_more_pieces_and_change_no_weight() -> None:
-    launcher = LAUNCHER.replace("'program'", "'tests.dist.bucketed'")
-    command = [sys.executable, "-c", launcher, "ddp", "zero2", "zero3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    said = [json.loads(line)["said"] for line in done.stdout.splitlines() if line.startswith("{")]
+    said = [line["said"] for line in said_by_ranks("tests.dist.bucketed", "ddp", "zero2", "zero3")]
     assert len(said) == 2
     for engines in said:
         for name, told in engines.items():

@@ -1,18 +1,14 @@
 """A micro-batch that does not fit is found out before the first step, on all ranks, with one that does; later it is told."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.report.events import read_events
 from pipeline.report.faults import faults
-from tests.dist.conftest import ROOT, Run
-from tests.dist.test_guards import LAUNCHER, run_program
+from tests.dist.conftest import Run, said_by_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -47,11 +43,7 @@ run_rank_command(pretrain.main)
 
 def _ranks(*arguments: str) -> dict[int, Any]:
     """What each of two ranks of `tests.dist.dry_batches` says."""
-    command = [sys.executable, "-c", LAUNCHER.replace("'program'", "'tests.dist.dry_batches'"), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {line["rank"]: line["said"] for line in said}
+    return {line["rank"]: line["said"] for line in said_by_ranks("tests.dist.dry_batches", *arguments)}
 
 
 def test_dry_batch_leaves_no_trace() -> None:
@@ -77,22 +69,22 @@ def test_all_ranks_agree_on_the_largest_micro_batch_that_fits() -> None:
 
 
 def test_run_whose_micro_batch_does_not_fit_ends_before_the_first_step_with_one_that_does(
-    new_run: NewRun, tmp_path: Path
+    new_run: NewRun
 ) -> None:
     run = new_run("run", "engine.name=ddp", "guard.dry_batch=always", "train.steps=2", "optim.warmup_steps=1")
-    said = run_program(run, tmp_path, FITS_ONE, code=2)
+    said = run.finish(program=FITS_ONE, code=2)
     assert "rank 1 has too little memory for a micro-batch of 2 samples" in said
     assert "write train.micro_batch=1, the largest that fits" in said and "Traceback" not in said
     assert json.loads((run.dir / "outcome.json").read_text())["outcome"] == "fatal"
     assert run.trace() == []
     run.command.append("train.micro_batch=1")
-    run_program(run, tmp_path, FITS_ONE, code=0)
+    run.finish(program=FITS_ONE)
     assert len(run.trace()) == 2
 
 
-def test_out_of_memory_at_a_later_step_is_an_event_with_advice(new_run: NewRun, tmp_path: Path) -> None:
+def test_out_of_memory_at_a_later_step_is_an_event_with_advice(new_run: NewRun) -> None:
     run = new_run("run", "engine.name=ddp")
-    said = run_program(run, tmp_path, OUT_AT_STEP, code=1)
+    said = run.finish(program=OUT_AT_STEP, code=1)
     assert "rank 1 ran out of memory at step 6 in a micro-batch of 2 samples" in said
     assert "write train.micro_batch=1" in said and "Traceback" not in said
     assert json.loads((run.dir / "outcome.json").read_text())["outcome"] == "failed"

@@ -1,18 +1,15 @@
 """`pipeline.pretrain --dry-run` says what real engines hold, what a real save writes, and starts nothing."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.distributed import free_port
 from pipeline.memory_plan import EngineKind, model_states
-from tests.dist.conftest import ROOT, Run
+from tests.dist.conftest import ROOT, Run, said_by_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -33,22 +30,9 @@ def _plan(run: Run, *options: str) -> dict[str, Any]:
 
 def _held(kind: EngineKind, accumulation: int) -> dict[str, int]:
     """What `tests.dist.held_by_engine` says of two ranks."""
-    command = [sys.executable, "-m", "tests.dist.held_by_engine", kind.name, str(kind.zero_stage), kind.precision]
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [
-        subprocess.Popen(
-            [*command, str(accumulation)],
-            cwd=ROOT,
-            env=os.environ | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=120) for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said[0][1] + said[1][1]
-    return json.loads(said[0][0].splitlines()[-1])
+    arguments = (kind.name, str(kind.zero_stage), kind.precision, str(accumulation))
+    (held,) = said_by_ranks("tests.dist.held_by_engine", *arguments)
+    return held
 
 
 @pytest.mark.parametrize(

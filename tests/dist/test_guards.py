@@ -1,18 +1,14 @@
 """One rank of several that is not as the others: a bad micro-batch is skipped by all, a slow rank is named."""
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.metrics import read_lines
-from tests.dist.conftest import ROOT, Run
+from tests.dist.conftest import Run
 from tests.unit.pipeline.test_terminal import in_terminal, screen
 
 pytestmark = pytest.mark.dist
@@ -38,7 +34,6 @@ def preparation(*arguments):
 session._preparation = preparation
 run_rank_command(pretrain.main)
 """
-LAUNCHER = "import sys; from pipeline.launch import start_ranks; sys.exit(start_ranks('program', sys.argv[1:], 2))"
 
 
 def _events(run: Run, rank: int) -> list[dict[str, Any]]:
@@ -46,28 +41,13 @@ def _events(run: Run, rank: int) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == "skipped"]
 
 
-def _run_with(run: Run, tmp_path: Path, does: str) -> str:
-    """A run to the end in which rank 1 does something with each micro-batch; what was said."""
-    return run_program(run, tmp_path, PROGRAM.format(does=does))
-
-
-def run_program(run: Run, tmp_path: Path, program: str, code: int = 0) -> str:
-    """A run of two ranks of `program`, which ends with `code`; what was said."""
-    (tmp_path / "program.py").write_text(program)
-    command = [sys.executable, "-c", LAUNCHER, *run.command[3:]]
-    environment = dict(os.environ, PYTHONPATH=f"{tmp_path}:{ROOT}")
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == code, done.stderr
-    return done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("engine", [("engine.name=ddp",), ("engine.zero_stage=1",), ("engine.zero_stage=3",)])
 def test_bad_micro_batch_on_one_rank_is_skipped_by_all_and_its_samples_are_named(
-    new_run: NewRun, tmp_path: Path, engine: tuple[str, ...]
+    new_run: NewRun, engine: tuple[str, ...]
 ) -> None:
     run = new_run("run", *engine)
     spoil = f"if calls == 2 * {BAD_STEP}: images['s2'][0] = float('nan')"  # two micro-batches a step
-    said = _run_with(run, tmp_path, spoil)
+    said = run.finish(program=PROGRAM.format(does=spoil))
     (here,), (there,) = _events(run, 0), _events(run, 1)
     assert (here["step"], here["keys"]) == (BAD_STEP, [])
     spoilt = run.trace(1)[BAD_STEP - 1]
@@ -79,9 +59,9 @@ def test_bad_micro_batch_on_one_rank_is_skipped_by_all_and_its_samples_are_named
 
 
 @pytest.mark.parametrize("does", ["time.sleep(0.2)", "pass"])
-def test_rank_that_holds_up_the_others_is_named(new_run: NewRun, tmp_path: Path, does: str) -> None:
+def test_rank_that_holds_up_the_others_is_named(new_run: NewRun, does: str) -> None:
     run = new_run("run")
-    said = _run_with(run, tmp_path, does)
+    said = run.finish(program=PROGRAM.format(does=does))
     lags = [line["slowest_lag_s"] for line in run.metrics() if line["slowest_rank"] == 1]
     if does == "pass":
         assert not lags or statistics.median(lags) < 0.3

@@ -1,15 +1,11 @@
 """Between two log lines no step of ours waits for the device, and no rank collects garbage by itself."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
 
-from tests.dist.conftest import ROOT, Run
-from tests.dist.test_guards import LAUNCHER
+from tests.dist.conftest import Run, said_by_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -40,11 +36,7 @@ DEEPSPEED: Final = {
 
 def _said(run: Run, kind: str) -> list[dict[str, Any]]:
     """What both ranks of `tests.dist.waits` say."""
-    launcher = LAUNCHER.replace("'program'", "'tests.dist.waits'")
-    command = [sys.executable, "-c", launcher, kind, *run.command[3:]]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"rank"')]
+    said = said_by_ranks("tests.dist.waits", kind, *run.command[3:])
     assert len(said) == 2
     return said
 

@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.dist.conftest import ROOT, Run, ranks_of
+from tests.dist.conftest import Run, ranks_of
 
 pytestmark = [pytest.mark.dist, pytest.mark.chaos]
 
@@ -35,7 +34,6 @@ def hesitate(stream):
 Stream.__iter__ = hesitate
 run_rank_command(pretrain.main)
 """
-LAUNCHER = "import sys; from pipeline.launch import start_ranks; sys.exit(start_ranks('program', sys.argv[1:], 2))"
 
 
 def _started(run: Run, *overrides: str) -> tuple[subprocess.Popen[str], dict[int, int]]:
@@ -122,15 +120,11 @@ def test_run_that_is_stopped_as_a_whole_goes_on(new_run: NewRun) -> None:
     assert not (stopped.dir / "stacks").exists()
 
 
-def test_rank_whose_data_does_not_come_is_named(new_run: NewRun, tmp_path: Path) -> None:
+def test_rank_whose_data_does_not_come_is_named(new_run: NewRun) -> None:
     run = new_run("run", *LIMIT)
-    (tmp_path / "program.py").write_text(SLOW_DATA)
-    command = [sys.executable, "-c", LAUNCHER, *run.command[3:]]
-    environment = dict(os.environ, PYTHONPATH=f"{tmp_path}:{ROOT}")
-    said = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
-    assert said.returncode == 1, said.stderr
-    assert "in step 6: rank 0 is in 'step', rank 1 (host " in said.stderr
-    assert "is in 'waiting for data'; stacks in" in said.stderr
+    said = run.finish(program=SLOW_DATA, code=1)
+    assert "in step 6: rank 0 is in 'step', rank 1 (host " in said
+    assert "is in 'waiting for data'; stacks in" in said
     for rank, place in ((0, "loop.py"), (1, "in hesitate")):
         assert place in (run.dir / "stacks" / f"rank{rank:05d}.txt").read_text()
     (event,) = [event for event in run.events() if event["event"] == "hang"]
