@@ -35,3 +35,15 @@ def check_same_run(found: checkpoint.Found, about: dict[str, Any]) -> None:
         raise CheckpointError(
             f"{found.title} is of another run: {', '.join(differing[:5])}; choose another run.dir or remove it"
         )
+
+
+def check_not_moved(changed: list[str], url: str) -> None:
+    """CheckpointError when no checkpoint is at `url` and the run's lay elsewhere: it must not start anew unasked.
+
+    `changed`: keys of the settings that differ from those that the run was begun with.
+    """
+    if "checkpoint.url" in changed:
+        raise CheckpointError(
+            f"checkpoint.url was changed, and no checkpoint of this run lies in {url}; copy them there, set it back, "
+            "or choose another run.dir to start anew"
+        )

@@ -23,7 +23,7 @@ from pipeline.online_evaluation import OnlineEvaluation
 from pipeline.pretrained import start_all_from
 from pipeline.progress import Progress
 from pipeline.rollback import Rollbacks
-from pipeline.run_identity import check_same_run, describe
+from pipeline.run_identity import check_not_moved, check_same_run, describe
 from pipeline.settings import Settings
 from pipeline.step_profile import StepProfile
 from pipeline.stop import StopRequest
@@ -141,7 +141,9 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
 
         rollbacks = Rollbacks(run_dir, checkpoints, settings.guard.rollback, ranks, group)
         found = checkpoint.find(checkpoints.shelf, group, checkpoints.fetched, ranks.local_rank)
-        if found is not None:
+        if found is None:
+            check_not_moved(changed, checkpoints.shelf.url)
+        else:
             checkpoints.place.replaceable = found.rejected_names
             check_same_run(found, describe(settings, stream))
         initial = None

@@ -74,6 +74,17 @@ def test_checkpoint_of_another_model_is_refused_by_name(new_run: NewRun) -> None
     assert "is of another run: model.width (48 there, 96 now)" in said and "Traceback" not in said
 
 
+def test_run_whose_checkpoints_are_looked_for_elsewhere_does_not_start_anew(new_run: NewRun, tmp_path: Path) -> None:
+    run = new_run("run", "train.steps=4")
+    run.finish()
+    elsewhere = tmp_path / "elsewhere"
+    said = run.finish("train.steps=6", f"checkpoint.url={elsewhere}", code=1)
+    assert f"no checkpoint of this run lies in {elsewhere}; copy them there" in said and len(run.trace()) == 4
+    shutil.copytree(run.dir / "checkpoints", elsewhere, dirs_exist_ok=True)
+    said = run.finish("train.steps=6", f"checkpoint.url={elsewhere}")
+    assert "resumed at step 4" in said and f"saved {elsewhere}/step-00000006" in said
+
+
 def test_damaged_newest_checkpoint_is_passed_over_aloud(new_run: NewRun) -> None:
     straight, damaged = new_run("straight"), new_run("damaged")
     straight.finish()
