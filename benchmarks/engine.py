@@ -2,9 +2,10 @@
 
 --part instruments: `pipeline.loop.train` on two ranks, blocks of steps with every instrument (watchdog, clock, loss
 watch, means and stragglers, progress and metrics lines, TensorBoard, events, stop flag) and with none in turns.
---part saves: how long training stands still for a save of a ViT-B (ZeRO-1, bf16, one rank and two): written
+--part saves: how long training stands still for a save of a ViT-B (ZeRO-1, one rank and two): written
 in the background, waited for, and by DeepSpeed's own save_checkpoint; beside a copy in memory and a plain write of as
 many bytes. --part steps: every ZeRO stage against DDP on two ranks, of a model and of one as deep but tiny.
+The first two are in bf16 where the CPU can, in fp32 where it would emulate it.
 
 Ratios: `instruments_overhead` is the processor time of all instruments over the time of a step (goal: below 0.01),
 `..._blocks_...` the difference that blocks show; `stall_vs_...` and `vs_ddp_...` divide times (lower is better for us).
@@ -90,7 +91,7 @@ def _instruments(folder: str, is_quick: bool) -> Any:
         "data": {"url": str(Path(folder) / "lz4")},
         "model": QUICK if is_quick else SMALL,
         "train": {"steps": 1, "global_batch": batch},
-        "engine": {"device": "cpu"},
+        "engine": {"device": "cpu", "precision": (precision := _precision())},
         "optim": {"warmup_steps": 10},
         "run": {"dir": folder, "num_processes": 2, "threads": 1},
     }
@@ -99,7 +100,7 @@ def _instruments(folder: str, is_quick: bool) -> Any:
         spec |= {"warm_up": 4, "block": 10, "num_blocks": 8}
     _say(f"instruments: {spec['num_blocks']} blocks of {spec['block']} steps")
     report = Report()
-    report.about |= {"model": _shape(settings["model"]), "ranks": "2 of 1 thread", "engine": "ZeRO 1 bf16"}
+    report.about |= {"model": _shape(settings["model"]), "ranks": "2 of 1 thread", "engine": f"ZeRO 1 {precision}"}
     report.about |= {"batch": str(batch), "steps": str(spec["block"] * spec["num_blocks"]), "log.every": "10"}
     add_instruments(report, measured_by_ranks("benchmarks.engine_instruments", spec, 2), EMPTY)
     return report
@@ -112,11 +113,12 @@ def _saves(folder: str, is_quick: bool) -> Any:
     report = Report()
     for num_ranks in (1, 2):
         spec = {"under": folder, "threads": 1, "model": VIT_B, "rounds": 5, "batch": 1, "steps": 100}
+        spec["precision"] = _precision()
         if is_quick:
             spec |= {"model": QUICK, "rounds": 2}
         _say(f"saves on {num_ranks} rank(s)")
         add_saves(report, measured_by_ranks("benchmarks.engine_saves", spec, num_ranks), num_ranks)
-    report.about |= {"model": _shape(spec["model"]), "engine": "ZeRO 1 bf16", "threads a rank": "1"}
+    report.about |= {"model": _shape(spec["model"]), "engine": f"ZeRO 1 {spec['precision']}", "threads a rank": "1"}
     return report
 
 
@@ -141,6 +143,12 @@ def _steps(folder: str, is_quick: bool) -> Any:
     report.about |= {"ranks": "2 of 1 thread", "batch": str(2 * spec["batch"]), "launches": str(rounds)}
     add_steps(report, measured, {name: ddp for name, ddp in TWIN.items() if name in engines})
     return report
+
+
+def _precision() -> str:
+    from pipeline.distributed import cpu_multiplies_bf16
+
+    return "bf16" if cpu_multiplies_bf16() else "fp32"
 
 
 def _shape(model: dict[str, Any]) -> str:

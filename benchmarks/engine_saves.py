@@ -44,7 +44,7 @@ def measure(spec: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     folder = Path(spec["folder"])
     config = FusMAEConfig(**spec["model"])
     contender = make_ours(config, spec["batch"], cpu)
-    ours, theirs = _engine(contender.model), _engine(make_ours(config, 1, cpu).model)
+    ours, theirs = (_engine(model, spec["precision"]) for model in (contender.model, make_ours(config, 1, cpu).model))
     deepspeed = theirs._engine
     deepspeed._configure_checkpointing()
     assert type(deepspeed.checkpoint_engine).__name__ == "TorchCheckpointEngine"
@@ -67,7 +67,9 @@ def measure(spec: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
         if ranks.is_first:
             fence.take()
         place = checkpoint.FolderPlace(root / "checkpoints", fence)
-        places[name] = checkpoint.Saver(place, cpu_group(600), keep=2, is_background=is_background)
+        places[name] = checkpoint.Saver(
+            place, cpu_group(600), checkpoint.Retention(keep=2), is_background=is_background
+        )
     gather_s = [0.0]
     _time_call(ours, "weights", gather_s)
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -158,7 +160,7 @@ def measure(spec: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     return {"seconds": seconds, "bytes": sizes}
 
 
-def _engine(model: Any) -> Any:
+def _engine(model: Any, precision: Any) -> Any:
     import torch
 
     from pipeline.data_settings import DataSettings
@@ -169,7 +171,7 @@ def _engine(model: Any) -> Any:
         data=DataSettings(url="."),  # never read: the batch is random
         train=TrainSettings(steps=1, global_batch=1),
         run=RunSettings(dir="."),
-        engine=EngineSettings(name="deepspeed", zero_stage=1, precision="bf16"),
+        engine=EngineSettings(name="deepspeed", zero_stage=1, precision=precision),
     )
     return build_engine(model, settings, torch.device("cpu"), accumulation=1, universal=False)
 

@@ -69,6 +69,7 @@ def plan_checkpoints(settings: Settings, each_bytes: int, step_s: float | None, 
     if plan.local_bytes - plan.present_bytes > plan.free_bytes:
         milestones = ", write a larger checkpoint.keep_every" if wanted.keep_every else ""
         fewer = ", write checkpoint.keep=2" if wanted.keep > 2 else ""
+        fewer += ", write checkpoint.keep_best=0" if wanted.keep_best else ""
         if is_folder:
             key = f"checkpoint.url={wanted.url}" if wanted.url else f"run.dir={settings.run.dir}"
             raise ConfigError(
@@ -84,10 +85,11 @@ def plan_checkpoints(settings: Settings, each_bytes: int, step_s: float | None, 
 
 
 def _num_kept(saves: int, wanted: CheckpointSettings) -> int:
-    """Checkpoints that stay after so many saves: the newest, and the older ones that are milestones."""
+    """Checkpoints that stay at most after so many saves: the newest, and of the older the milestones and the best."""
     older = max(saves - wanted.keep, 0)  # never the last save, whose step need not be a multiple of `every`
     between = math.lcm(wanted.every, wanted.keep_every) if wanted.keep_every else 0
-    return saves - older + (older * wanted.every // between if between else 0)
+    milestones = older * wanted.every // between if between else 0
+    return saves - older + min(milestones + wanted.keep_best, older)
 
 
 def _present_bytes(folder: Path) -> int:

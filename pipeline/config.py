@@ -250,6 +250,8 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
         )
     if engine.compile and engine.name == "deepspeed" and engine.zero_stage == 3:
         raise ConfigError(f"{name}: engine.compile does not go with engine.zero_stage=3, whose hooks break the graph")
+    if settings.checkpoint.keep_best > 0:
+        _refuse_unscored(settings, name)
     check_mixture(settings.data.mixture, settings.data.temperature, f"{name}: data.mixture: ")
     ranges: dict[str, tuple[bool, str]] = {
         "run.num_processes": (settings.run.num_processes >= 0, "0 (choose for me) or more"),
@@ -286,6 +288,7 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
         "data.cache_gib": (settings.data.cache_gib > 0, "above 0"),
         "data.cache_dir_gib": (settings.data.cache_dir_gib > 0, "above 0"),
         "checkpoint.keep_every": (settings.checkpoint.keep_every >= 0, "0 (none) or more"),
+        "checkpoint.keep_best": (settings.checkpoint.keep_best >= 0, "0 (none) or more"),
         "optim.lr": (settings.optim.lr > 0, "above 0"),
         "optim.min_lr": (settings.optim.min_lr >= 0, "0 or more"),
         "optim.warmup_lr": (settings.optim.warmup_lr >= 0, "0 or more"),
@@ -297,3 +300,15 @@ def _refuse_unworkable(settings: Settings, name: str) -> None:
     for key, (is_fine, wanted) in ranges.items():
         if not is_fine:
             raise ConfigError(f"{name}: {key} = {lookup(settings, key)}; it must be {wanted}")
+
+
+def _refuse_unscored(settings: Settings, name: str) -> None:
+    """The best checkpoints are to be kept: each must have a score."""
+    by, every = settings.checkpoint.best_by, settings.checkpoint.every
+    key, scored_every = ("log.every", settings.log.every) if by == "loss" else ("probe.every", settings.probe.every)
+    if scored_every == 0 or (every < scored_every if by == "loss" else every % scored_every):
+        wanted = "at most checkpoint.every" if by == "loss" else "a divisor of checkpoint.every, such as that itself,"
+        raise ConfigError(
+            f"{name}: checkpoint.keep_best = {settings.checkpoint.keep_best} by {by}, but with {key} = {scored_every} "
+            f"and checkpoint.every = {every} not each checkpoint has one; {key} must be {wanted} for that"
+        )

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from pipeline.command import run_command
 from pipeline.config import load_settings
+from pipeline.distributed import cpu_multiplies_bf16
 from pipeline.errors import FusMAEError
 from pipeline.metrics import read_lines
 from pipeline.report import LossFall, loss_fall
@@ -61,7 +62,7 @@ class Demo:
         gpus = _count_gpus()
         if gpus == 1:
             overrides.append("run.num_processes=1")
-        self.in_fp32 = not gpus and not _cpu_multiplies_bf16()
+        self.in_fp32 = not gpus and not cpu_multiplies_bf16()
         if self.in_fp32:
             overrides.append("engine.precision=fp32")
         self.settings: Settings = load_settings(CONFIG, overrides)
@@ -269,13 +270,6 @@ def _count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether bf16 is not slower than float32: with AVX2 alone it is emulated, at a sixth of the speed."""
-    import torch
-
-    return torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX", "AVX2")
 
 
 def _enough_steps(text: str) -> int:

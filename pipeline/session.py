@@ -10,6 +10,7 @@ from typing import Any
 from typing_extensions import override
 
 from pipeline import checkpoint, hang, run_folder, universal
+from pipeline.checkpoint.best import retention_of
 from pipeline.clock import RunClock, event_maker
 from pipeline.collector import Collector
 from pipeline.config import cross_scale_config, dump_settings, micro_batches, model_config, with_model
@@ -113,7 +114,7 @@ def open_session(settings: Settings, ranks: Ranks, stop: StopRequest) -> Iterato
         roll = hang.call_roll(group)
         checkpoints, kept = _open_checkpoints(settings, ranks, roll), settings.checkpoint
         save_group = cpu_group(settings.run.timeout_s)
-        saver = checkpoint.Saver(checkpoints.place, save_group, kept.keep, kept.keep_every, kept.background)
+        saver = checkpoint.Saver(checkpoints.place, save_group, retention_of(kept, run_dir), kept.background)
         stack.callback(saver.close)
         watchdog = Watchdog(run_dir, ranks.rank, roll, settings.watchdog)
         stack.enter_context(watchdog)

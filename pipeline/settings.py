@@ -98,6 +98,11 @@ class CheckpointSettings:
     """Newest checkpoints kept; at least 2, so that a damaged one has a predecessor."""
     keep_every: int = 0
     """Checkpoints whose step is a multiple of this are kept besides, for good; 0: none."""
+    keep_best: int = 0
+    """The best checkpoints so far, of all that were ever saved, that are kept besides; 0: none."""
+    best_by: Literal["loss", "knn", "ridge"] = "loss"
+    """What is best: the lowest mean of the losses logged in the last `every` steps, or the highest macro mAP of the
+    probe while training (`probe.every`), by kNN or ridge regression."""
 
 
 @dataclass(frozen=True, kw_only=True)

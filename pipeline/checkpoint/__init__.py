@@ -26,7 +26,7 @@ from pipeline.checkpoint.files import (
 from pipeline.checkpoint.loading import Found, find, load
 from pipeline.checkpoint.opening import Checkpoints, open_checkpoints, open_shelf
 from pipeline.checkpoint.place import FolderPlace, Place
-from pipeline.checkpoint.retention import retain
+from pipeline.checkpoint.retention import Retention, retain
 from pipeline.checkpoint.saving import Saved, Saver
 from pipeline.checkpoint.shelf import FolderShelf, Shelf
 
@@ -40,6 +40,7 @@ __all__ = [
     "FolderShelf",
     "Found",
     "Place",
+    "Retention",
     "Saved",
     "Saver",
     "Shelf",

@@ -25,7 +25,7 @@ from typing_extensions import override
 from pipeline.checkpoint.fence import Fence
 from pipeline.checkpoint.files import MANIFEST_NAME, PIN_NAME, STEP_PREFIX, checked_manifest, checksum
 from pipeline.checkpoint.place import Place
-from pipeline.checkpoint.retention import retain
+from pipeline.checkpoint.retention import Retention, retain
 from pipeline.checkpoint.shelf import Shelf
 from pipeline.errors import CheckpointError, DataError, StorageError
 from sharding.store import Store
@@ -242,8 +242,8 @@ class BucketPlace(Place):
         self._sent = []
 
     @override
-    def retain(self, keep: int, keep_every: int) -> None:
-        retain(self.shelf, keep, keep_every)
+    def retain(self, wanted: Retention) -> None:
+        retain(self.shelf, wanted)
 
     @override
     def free_bytes(self) -> int:

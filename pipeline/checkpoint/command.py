@@ -5,15 +5,18 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import retention
+from pipeline.checkpoint.best import retention_of
 from pipeline.checkpoint.files import STATE_NAME, WEIGHTS_NAME, num_bytes, read_manifest
 from pipeline.checkpoint.loading import Found
 from pipeline.checkpoint.named import Named, named
 from pipeline.checkpoint.shelf import Shelf
 from pipeline.errors import CheckpointError, ConfigError, DataError, StorageError
+from pipeline.settings import CheckpointSettings
 
 _EPILOG = """\
 RUN is a run folder, CHECKPOINT one of its checkpoints/step-*, or the URL of either in a bucket; where both may stand, a
@@ -24,16 +27,18 @@ Exit code: 0 all is well, 1 a checkpoint is damaged or missing, 2 wrong usage.""
 def list_checkpoints(arguments: argparse.Namespace) -> int:
     """A line for each checkpoint, oldest first. Reads manifests alone; `verify` reads everything."""
     given = _run(arguments.run)
-    rows = [_summary(given.shelf, name) for name in reversed(given.names())]
+    names = given.names()
+    best = [] if "://" in arguments.run else _retention(given).best(names)
+    rows = [_summary(given.shelf, name) | {"best": name in best} for name in reversed(names)]
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return 0
     print(f"{'step':>8}  {'saved':<19}  {'GB':>8}  {'ranks':>5}  engine")
     for row in rows:
-        pinned = "  pinned" if row["pinned"] else ""
+        marks = "".join(f"  {mark}" for mark in ("best", "pinned") if row[mark])
         print(
             f"{row['step']:>8}  {row['saved']:<19}  {row['bytes'] / 1e9:>8.3f}  {row['world_size']:>5}  "
-            f"{row['engine']}{pinned}"
+            f"{row['engine']}{marks}"
         )
     return 0
 
@@ -89,10 +94,15 @@ def unpin(arguments: argparse.Namespace) -> int:
 
 
 def prune(arguments: argparse.Namespace) -> int:
-    """Delete all but the newest, the milestones and the pinned, and what killed saves left."""
-    if arguments.keep < 1 or arguments.keep_every < 0:
-        raise ConfigError("--keep must be at least 1 and --keep-every at least 0")
+    """Delete all but the newest, the milestones, the best and the pinned, and what killed saves left."""
+    asked = {"keep": arguments.keep, "keep_every": arguments.keep_every, "keep_best": arguments.keep_best}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    if asked.get("keep", 1) < 1 or min(asked.values(), default=0) < 0:
+        raise ConfigError("--keep must be at least 1, --keep-every and --keep-best at least 0")
     given = _run(arguments.run)
+    wanted = replace(_retention(given), **asked)
+    if wanted.keep_best and "://" in arguments.run:
+        raise ConfigError(f"{arguments.run} does not say which checkpoints are the best; give the run's run.dir")
     before = len(given.names())
     if "://" in arguments.run and not arguments.dry_run:
         raise ConfigError(
@@ -100,7 +110,7 @@ def prune(arguments: argparse.Namespace) -> int:
         )
     lock = None if arguments.dry_run else _hold(given.run_dir)
     try:
-        gone, remains = retention.prune(given.shelf, arguments.keep, arguments.keep_every, arguments.dry_run)
+        gone, remains = retention.prune(given.shelf, wanted, arguments.dry_run)
     finally:
         if lock is not None:
             lock.close()
@@ -182,10 +192,12 @@ def main(argv: list[str] | None = None) -> int:
     command(unpin, "unpin").add_argument("path", metavar="CHECKPOINT")
     pruning = command(prune, "prune")
     pruning.add_argument("run", metavar="RUN")
-    pruning.add_argument("--keep", type=int, default=2, metavar="N", help="newest that stay (default: 2)")
-    pruning.add_argument(
-        "--keep-every", type=int, default=0, metavar="K", help="multiples of K steps stay (default: none)"
-    )
+    for option, metavar, says in (
+        ("--keep", "N", "newest that stay"),
+        ("--keep-every", "K", "multiples of K steps stay"),
+        ("--keep-best", "N", "best by checkpoint.best_by that stay"),
+    ):
+        pruning.add_argument(option, type=int, metavar=metavar, help=f"{says} (default: as the run was told)")
     pruning.add_argument("--dry-run", action="store_true", help="say what would be deleted, delete nothing")
     converting = command(convert, "convert")
     converting.add_argument("path", metavar="RUN_OR_CHECKPOINT")
@@ -202,6 +214,15 @@ def _run(given: str) -> Named:
     if found.name is not None:
         raise CheckpointError(f"{given} is a checkpoint; give the run that it belongs to")
     return found
+
+
+def _retention(given: Named) -> retention.Retention:
+    """What the run keeps by its settings; where there are none, the newest as usual."""
+    try:
+        settings = given.settings().checkpoint
+    except (CheckpointError, ConfigError):
+        settings = CheckpointSettings()
+    return retention_of(settings, given.run_dir)
 
 
 def _pin(given: str, is_pinned: bool) -> str:

@@ -18,7 +18,7 @@ from pipeline.checkpoint.files import (
     num_bytes,
     read_manifest,
 )
-from pipeline.checkpoint.retention import retain
+from pipeline.checkpoint.retention import Retention, retain
 from pipeline.checkpoint.shelf import FolderShelf
 from pipeline.errors import CheckpointError, StorageError
 from sharding.store import sync_folder
@@ -57,8 +57,8 @@ class Place(ABC):
         """Take back what there is of `step`; on every rank. Raises nothing."""
 
     @abstractmethod
-    def retain(self, keep: int, keep_every: int) -> None:
-        """Delete all but the newest `keep`, the multiples of `keep_every`, and the pinned; on rank 0."""
+    def retain(self, wanted: Retention) -> None:
+        """Delete what is superfluous; on rank 0."""
 
     @abstractmethod
     def free_bytes(self) -> int:
@@ -114,8 +114,8 @@ class FolderPlace(Place):
         shutil.rmtree(self.folder(step), ignore_errors=True)
 
     @override
-    def retain(self, keep: int, keep_every: int) -> None:
-        retain(FolderShelf(self._folder), keep, keep_every)
+    def retain(self, wanted: Retention) -> None:
+        retain(FolderShelf(self._folder), wanted)
 
     @override
     def free_bytes(self) -> int:

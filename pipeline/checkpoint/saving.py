@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.checkpoint.files import STATE_NAME, WEIGHTS_NAME, checksum
 from pipeline.checkpoint.place import Place
+from pipeline.checkpoint.retention import Retention
 from pipeline.distributed import all_agree
 from pipeline.engine import Engine
 from pipeline.errors import CheckpointError, StorageError
@@ -53,16 +54,14 @@ class _Snapshot:
 class Saver:
     """The saves of a run, one at a time.
 
-    `group` is a CPU-side process group that nobody else uses. `keep` and `keep_every` are those of
-    `pipeline.settings.CheckpointSettings`; with `is_background` a save is written while training goes on, for which
-    the host holds a copy of this rank's state.
+    `group` is a CPU-side process group that nobody else uses. `retention` says what stays after a save. With
+    `is_background` a save is written while training goes on, for which the host holds a copy of this rank's state.
     """
 
-    def __init__(self, place: Place, group: Any, keep: int, keep_every: int = 0, is_background: bool = True) -> None:
+    def __init__(self, place: Place, group: Any, retention: Retention, is_background: bool = True) -> None:
         self._place = place
         self._group = group
-        self._keep = keep
-        self._keep_every = keep_every
+        self._retention = retention
         self._copies = HostCopies() if is_background else None
         self._thread: threading.Thread | None = None
         self._began = self._stall_s = 0.0
@@ -132,14 +131,14 @@ class Saver:
 
     def _write(self, snapshot: _Snapshot) -> None:
         try:
-            name, remark = _write_together(self._place, snapshot, self._group, self._keep, self._keep_every)
+            name, remark = _write_together(self._place, snapshot, self._group, self._retention)
             seconds = time.perf_counter() - self._began
             self._saved = Saved(step=snapshot.step, name=name, seconds=seconds, stall_s=0.0, remark=remark)
         except Exception as error:  # told by `finish`, on the thread that trains
             self._error = error
 
 
-def _write_together(place: Place, snapshot: _Snapshot, group: Any, keep: int, keep_every: int) -> tuple[str, str]:
+def _write_together(place: Place, snapshot: _Snapshot, group: Any, retention: Retention) -> tuple[str, str]:
     """Write, publish and commit; returns the checkpoint's name and a remark on every rank. A collective."""
     import torch.distributed as dist
 
@@ -170,7 +169,7 @@ def _write_together(place: Place, snapshot: _Snapshot, group: Any, keep: int, ke
     saving.together(commit, rank == 0)
     if rank == 0:
         try:
-            place.retain(keep, keep_every)
+            place.retain(retention)
         except (OSError, StorageError) as error:
             told[1] = f"older checkpoints could not be deleted: {error}"
     dist.broadcast_object_list(told, src=0, group=group)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.dist
 
 NewRun = Callable[..., Run]
 PROBED = ("probe.every=5", "probe.neighbours=3", "probe.batch_size=4", "log.reconstructions=7", "log.tensorboard=true")
+BEST = ("checkpoint.every=5", "checkpoint.keep_best=1", "checkpoint.best_by=ridge")
 SCORES = ("knn_map_macro", "knn_map_micro", "ridge_map_macro", "ridge_map_micro")
 
 
@@ -33,7 +34,7 @@ def _probes(run: Run) -> list[dict[str, Any]]:
     ids=lambda engine: engine[0],
 )
 def test_probed_run_equals_the_run_that_is_not(new_run: NewRun, engine: tuple[str, ...]) -> None:
-    plain, probed = new_run("plain", *engine), new_run("probed", *engine, *PROBED)
+    plain, probed = new_run("plain", *engine), new_run("probed", *engine, *PROBED, *BEST)
     plain.finish()
     said = probed.finish()
     assert "probe of step 5: macro mAP kNN" in said and "warning" not in said
@@ -44,6 +45,11 @@ def test_probed_run_equals_the_run_that_is_not(new_run: NewRun, engine: tuple[st
     assert [line["step"] for line in lines] == [5, 10, 14]
     assert all((line["train"], line["test"], line["samples"]) == (25, 2, 8 * line["step"]) for line in lines)
     assert all(0 <= line[name] <= 1 for line in lines for name in SCORES)
+    first, second, last = (line["ridge_map_macro"] for line in lines)
+    saved = [int(path.name[-2:]) for path in sorted((probed.dir / "checkpoints").glob("step-*"))]
+    assert saved[-2:] == [10, 14]
+    if first <= second or first > last:  # else it depends on whether the last probe or the last save was done first
+        assert saved[:-2] == ([5] if first > second else [])
     assert set(probe_curves(probed.dir)) == {"macro", "micro"}
     pictures = sorted((probed.dir / "reconstructions").iterdir())
     assert [path.name for path in pictures] == ["step-00000007.npz", "step-00000014.npz"]

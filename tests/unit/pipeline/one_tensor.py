@@ -15,7 +15,7 @@ from sharding.store import Store
 def saver(folder: Path, group: Any, token: str = "one", **options: Any) -> checkpoint.Saver:
     """What saves into `folder`, a run's `checkpoints`; keeps all unless told otherwise."""
     fence = checkpoint.Fence(store=Store(str(folder.parent)), token=token, owner=f"attempt {token}")
-    return checkpoint.Saver(checkpoint.FolderPlace(folder, fence), group, **({"keep": 100} | options))
+    return checkpoint.Saver(checkpoint.FolderPlace(folder, fence), group, checkpoint.Retention(keep=100), **options)
 
 
 def find(folder: Path, group: Any) -> checkpoint.Found | None:

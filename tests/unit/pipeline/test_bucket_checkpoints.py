@@ -31,7 +31,7 @@ def _place(store: Store, staging: Path, token: str = "one") -> BucketPlace:
 
 
 def _save(store: Store, staging: Path, step: int, group: Any, token: str = "one", value: float = 0.0) -> Any:
-    saving = checkpoint.Saver(_place(store, staging, token), group, keep=100)
+    saving = checkpoint.Saver(_place(store, staging, token), group, checkpoint.Retention(keep=100))
     engine = SmallEngine()
     engine.value += value
     saving.begin(step, engine, {"step": step}, ABOUT)
@@ -81,7 +81,9 @@ def test_damaged_object_falls_back_says_so_and_is_replaced(
     assert path in found.rejected[0]
     assert BucketShelf(store).defect("step-00000002") == found.rejected[0]
 
-    saving = checkpoint.Saver(place := _place(store, tmp_path / "staging", "two"), group, keep=100)
+    saving = checkpoint.Saver(
+        place := _place(store, tmp_path / "staging", "two"), group, checkpoint.Retention(keep=100)
+    )
     place.replaceable = found.rejected_names
     saving.begin(2, SmallEngine(), {"step": 2}, ABOUT)
     saving.finish()
@@ -152,10 +154,10 @@ def test_retention_keeps_milestones_and_pinned_ones(store: Store, tmp_path: Path
     for step in range(1, 7):
         _save(store, tmp_path / "staging", step, group)
     shelf.pin("step-00000001", True)
-    retain(shelf, 2, keep_every=3)
+    retain(shelf, checkpoint.Retention(keep=2, keep_every=3))
     assert [int(name[-1]) for name in shelf.names()] == [6, 5, 3, 1]
     shelf.pin("step-00000001", False)
-    retain(shelf, 1)
+    retain(shelf, checkpoint.Retention(keep=1))
     assert shelf.names() == ["step-00000006"]
     assert all(path.startswith("step-00000006/") for path in store.files())
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline import checkpoint
-from pipeline.checkpoint import FolderShelf, files
+from pipeline.checkpoint import FolderShelf, Retention, files
 from pipeline.errors import CheckpointError, StorageError
 from tests.unit.pipeline.one_tensor import SmallEngine, find, save
 
@@ -117,7 +117,7 @@ def test_damaged_step_is_replaced_when_it_is_saved_again(folder: Path, group: An
 
 def test_oldest_are_deleted_beyond_what_is_kept(folder: Path, group: Any) -> None:
     save(folder, 3, SmallEngine(), {}, {"model": {}}, group)
-    checkpoint.retain(FolderShelf(folder), 2)
+    checkpoint.retain(FolderShelf(folder), Retention(keep=2))
     assert [path.name for path in checkpoint.committed(folder)] == ["step-00000003", "step-00000002"]
     assert len(list(folder.iterdir())) == 2
 
@@ -126,11 +126,24 @@ def test_milestones_and_pinned_ones_are_kept(folder: Path, group: Any) -> None:
     FolderShelf(folder).pin("step-00000001", True)
     for step in range(3, 8):
         save(folder, step, SmallEngine(), {}, {"model": {}}, group)
-        checkpoint.retain(FolderShelf(folder), 2, keep_every=3)
+        checkpoint.retain(FolderShelf(folder), Retention(keep=2, keep_every=3))
     assert [int(path.name[-1]) for path in checkpoint.committed(folder)] == [7, 6, 3, 1]
     FolderShelf(folder).pin("step-00000001", False)
-    checkpoint.retain(FolderShelf(folder), 1, keep_every=0)
+    checkpoint.retain(FolderShelf(folder), Retention(keep=1))
     assert [int(path.name[-1]) for path in checkpoint.committed(folder)] == [7]
+
+
+def test_the_best_are_kept_as_their_scores_come_to_be_known(folder: Path, group: Any) -> None:
+    scores = {1: 0.5, 2: 0.9}
+    wanted = Retention(keep=2, keep_best=1, scores=lambda: scores)
+    seen = []
+    for step, score in ((3, 0.7), (4, 0.9), (5, None), (6, 0.1)):
+        save(folder, step, SmallEngine(), {}, {"model": {}}, group)
+        checkpoint.retain(FolderShelf(folder), wanted)
+        if score is not None:  # a probe is known after its save
+            scores[step] = score
+        seen.append([int(path.name[-1]) for path in checkpoint.committed(folder)])
+    assert seen == [[3, 2], [4, 3, 2], [5, 4], [6, 5, 4]]  # of equal ones the newer
 
 
 def test_a_pin_is_no_damage(folder: Path, group: Any) -> None:

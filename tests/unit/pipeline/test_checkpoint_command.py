@@ -94,6 +94,26 @@ def test_prune_keeps_newest_milestones_and_pinned(run: Path, said: Callable[...,
     assert _steps(run) == [8]
 
 
+def _told(run: Path, **kept: object) -> None:
+    settings = {"data": {"url": "/nowhere"}, "run": {"dir": str(run)}, "checkpoint": {"every": 2, **kept}}
+    settings |= {"train": {"steps": 8, "global_batch": 1}, "optim": {"warmup_steps": 0}, "log": {"every": 1}}
+    (run / "config.yaml").write_text(json.dumps(settings))
+
+
+def test_prune_keeps_what_the_run_was_told_to_keep(run: Path, said: Callable[..., str]) -> None:
+    _told(run, keep=2, keep_best=1)
+    losses = {1: 9.0, 2: 0.2, 3: 0.1, 4: 0.3, 5: 0.4, 6: 0.4, 8: 0.5}
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "loss": x}) + "\n" for s, x in losses.items()))
+    marks = [line.split()[0] for line in said("list", run).splitlines() if line.endswith("  best")]
+    assert marks == ["4"]  # the mean of steps 3 and 4; of steps 1 and 2 it is larger, though one of them is small
+    assert [row["best"] for row in json.loads(said("list", run, "--json"))] == [False, True, False, False]
+    assert "1 of 4" not in said("prune", run, "--dry-run") and _steps(run) == [8, 6, 4, 2]
+    said("prune", run)
+    assert _steps(run) == [8, 6, 4]
+    said("prune", run, "--keep-best", 0)
+    assert _steps(run) == [8, 6]
+
+
 def test_prune_never_leaves_only_damaged_ones(run: Path, said: Callable[..., str]) -> None:
     _damage(run, 8)
     with pytest.raises(CheckpointError, match=r"none of the 1 checkpoints .* would stay is whole .*nothing is deleted"):

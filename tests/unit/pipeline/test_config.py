@@ -41,6 +41,7 @@ def test_resolved_settings_read_back_equal(minimal: Path, tmp_path: Path) -> Non
         ("engine.zero_stage=0", "write engine.zero_stage=1, or engine.precision=fp32"),
         ("engine.zero_stage=4", "Input should be 0, 1, 2 or 3"),
         ("checkpoint.keep=1", "checkpoint.keep must be at least 2"),
+        ("checkpoint.keep_best=-1", "checkpoint.keep_best = -1; it must be 0 (none) or more"),
         ("checkpoint.keep_every=-1", "checkpoint.keep_every = -1; it must be 0 (none) or more"),
         ("optim.warmup_steps=10", "must be below train.steps = 10"),
         ("train.steps.much=1", "'steps' is a value, not a group"),
@@ -57,6 +58,21 @@ def test_resolved_settings_read_back_equal(minimal: Path, tmp_path: Path) -> Non
 def test_mistake_is_named_with_what_to_write(minimal: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_settings(minimal, [override])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["checkpoint.best_by=knn"], "probe.every = 0 and checkpoint.every = 500"),
+        (["checkpoint.best_by=ridge", "probe.every=300"], "must be a divisor of checkpoint.every"),
+        (["log.every=501"], "log.every must be at most checkpoint.every"),
+    ],
+)
+def test_the_best_of_checkpoints_without_a_score_are_refused(minimal: Path, overrides: list[str], message: str) -> None:
+    load_settings(minimal, overrides)
+    with pytest.raises(ConfigError) as error:
+        load_settings(minimal, ["checkpoint.keep_best=1", *overrides])
     assert message in str(error.value)
 
 
