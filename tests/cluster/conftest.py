@@ -1,12 +1,16 @@
 """What the tests against real servers share."""
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cluster import slurmlab
 from tests.cluster.slurmlab import Lab, LabConfig
+from tests.dist.conftest import ROOT
 from tests.dist.conftest import dataset as dataset  # a fixture
 from tests.s3server import S3Server, why_not_here
 
@@ -51,6 +55,15 @@ def new_lab(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 def best_mode() -> str:
     """`netns` where this machine allows it: nodes with names and addresses of their own."""
     return "netns" if slurmlab.can_make_networks() else "ports"
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder outside /tmp, which `--slurm` takes for a node's own and refuses."""
+    inside = next((p for p in (ROOT, Path.home()) if not p.is_relative_to(tempfile.gettempdir())), Path("/var/lib"))
+    folder = Path(tempfile.mkdtemp(prefix=".shared-", dir=inside))
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -1,13 +1,10 @@
 """`sharding.build --slurm` on a real cluster builds the bytes of one machine, also when an element is killed."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +14,6 @@ from tests.trees import make_reben
 from tests.unit.sharding.conftest import ROOT, contents, run_build
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
-
-
-@pytest.fixture
-def shared() -> Iterator[Path]:
-    """A folder outside /tmp, which `--slurm` takes for a node's own and refuses."""
-    inside = next((p for p in (ROOT, Path.home()) if not p.is_relative_to(tempfile.gettempdir())), Path("/var/lib"))
-    folder = Path(tempfile.mkdtemp(prefix=".shared-", dir=inside))
-    yield folder
-    shutil.rmtree(folder)
 
 
 def elements(lab, logs: Path) -> dict[str, int]:

@@ -138,6 +138,56 @@ def tree_gone(place: Place) -> Told:
     return Told(run, recovery(run, fault))
 
 
+def killed_in_save(place: Place) -> Told:
+    """What the kill leaves of the save is nobody's checkpoint, and is gone when the next one is made."""
+    run = place.run("killed_in_save")
+    run.submit()
+    run.wait_step(FAULT_AT)
+    # Every rank writes its part, so the half of a save is there for a moment.
+    run.lab.wait(lambda: list((run.dir / "checkpoints").glob(".tmp-*")), "a save begins", timeout_s=60)
+    os.kill(run.rank_pid(0), signal.SIGKILL)
+    fault = time.time()
+    left = list((run.dir / "checkpoints").glob(".tmp-*"))
+    ended(run, ["failed", "done"])
+    assert left, "the save was done before the kill"
+    assert not list((run.dir / "checkpoints").glob(".tmp-*"))
+    return Told(run, recovery(run, fault))
+
+
+def out_of_time_unsaved(place: Place) -> Told:
+    """The ranks cannot save before the limit: SLURM ends the job for good, and the same command goes on."""
+    run = place.run("out_of_time_unsaved")
+    run.submit("--time=1", "--signal=B:USR1@5")
+    fault = hurt(run, lambda: [os.kill(run.rank_pid(rank), signal.SIGSTOP) for rank in (0, 1)])
+    run.lab.wait(lambda: run.lab.job(run.job_id)["JobState"] != "RUNNING", "the limit comes", timeout_s=150)
+    if run.lab.job(run.job_id)["Restarts"] == "0":
+        run.wait_end("TIMEOUT")
+        run.submit()
+    run.wait_end()
+    run.is_closed = True
+    assert len(run.ends()) == 2 and run.ends()[-1] == "done", run.said()[-6000:]
+    return Told(run, recovery(run, fault))
+
+
+def port_taken(place: Place) -> Told:
+    """Another program listens where the ranks are to meet; the next attempt meets elsewhere."""
+    run = place.run("port_taken")
+    run.submit("--hold")
+    port = 15000 + int(run.job_id) * 7 % 15000
+    taking = [sys.executable, "-c", f"import socket, time; s = socket.create_server(('', {port})); time.sleep(600)"]
+    nodes = run.lab.config.names if run.lab.network else run.lab.config.names[:1]
+    takers = [subprocess.Popen([*run.lab.inside(node), *taking]) for node in nodes]
+    try:
+        run.lab.run("scontrol", "release", run.job_id)
+        run.lab.wait(lambda: run.ends()[:1] == ["failed"], "the first attempt fails", timeout_s=120)
+    finally:
+        for taker in takers:
+            taker.kill()
+            taker.wait()
+    ended(run, ["failed", "done"])
+    return Told(run)
+
+
 def rank_hung(place: Place) -> Told:
     run = place.run("rank_hung", "watchdog.step_s=8", "watchdog.data_s=8")
     run.submit()
@@ -232,6 +282,9 @@ SCENARIOS: dict[str, Callable[[Place], Told]] = {
     "preempted": preempted,
     "out_of_time": out_of_time,
     "rank_hung": rank_hung,
+    "killed_in_save": killed_in_save,
+    "out_of_time_unsaved": out_of_time_unsaved,
+    "port_taken": port_taken,
     "tree_gone": tree_gone,
     "batch_host_off": partial(node_off, which=0),
     "worker_cut_off": partial(cut_off, which=1),

@@ -19,7 +19,7 @@ _START_S = 60
 
 _COMMON = """\
 [DEFAULT]
-bind_ip = 127.0.0.1
+bind_ip = {address}
 bind_port = {port}
 user = {user}
 swift_dir = {conf}
@@ -85,15 +85,16 @@ def why_not_here() -> str:
 
 
 class S3Server:
-    """A running server; a context."""
+    """A running server; a context. Its proxy listens on `address`, the rest on this machine alone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
         self.folder, self.conf = folder, folder / "conf"
         self.conf.mkdir(parents=True)
         self.faults = Faults(folder)
         self._children: list[subprocess.Popen] = []
         ports = _free_ports(4)
-        self.endpoint = f"http://127.0.0.1:{ports[0]}"
+        self._address = address
+        self.endpoint = f"http://{address}:{ports[0]}"
         self._configure(ports)
         try:
             for kind in (*_KINDS, "proxy"):
@@ -182,7 +183,9 @@ class S3Server:
         shared = {"user": getpass.getuser(), "conf": self.conf, "node": self.folder / "node"}
         (self.conf / "swift.conf").write_text(_SWIFT)
         for kind, port in zip(_KINDS, ports[1:], strict=True):
-            text = _COMMON.format(port=port, pipeline=f"{kind}-server", **shared) + _BACKEND.format(kind=kind)
+            text = _COMMON.format(
+                address="127.0.0.1", port=port, pipeline=f"{kind}-server", **shared
+            ) + _BACKEND.format(kind=kind)
             (self.conf / f"{kind}-server.conf").write_text(text)
             ring = self.conf / f"{kind}.builder"
             for words in (("create", "1", "1", "0"), ("add", f"r1z1-127.0.0.1:{port}/d1", "1"), ("rebalance",)):
@@ -191,7 +194,7 @@ class S3Server:
                 )
         (self.folder / "node" / "d1").mkdir(parents=True)
         pipeline = "fault gatekeeper cache bulk s3api tempauth copy slo dlo proxy-server"
-        proxy = _COMMON.format(port=ports[0], pipeline=pipeline, **shared)
+        proxy = _COMMON.format(address=self._address, port=ports[0], pipeline=pipeline, **shared)
         proxy += _PROXY.format(rules=self.faults.rules, log=self.faults.log)
         (self.conf / "proxy-server.conf").write_text(proxy)
 

@@ -91,7 +91,7 @@ class Lab:
         """Power on."""
         if not any("slurmd" in _command(pid)[:1] for pid in self.processes(node)):
             slurmd = [_require("slurmd"), "-D", "-f", str(self.conf), "-N", node]
-            self._start([*self._inside(node), *slurmd], f"slurmd-{node}", {processes.NODE: node})
+            self._start([*self.inside(node), *slurmd], f"slurmd-{node}", {processes.NODE: node})
         if wait:
             self.wait(lambda: self.is_up(node), f"{node} is up")
 
@@ -193,7 +193,7 @@ class Lab:
     def _controller(self) -> list[int]:
         return [pid for pid in self.processes() if "slurmctld" in _command(pid)[:1]]
 
-    def _inside(self, node: str) -> list[str]:
+    def inside(self, node: str) -> list[str]:
         """What runs a command on a node of its own network: with its name, hosts and no name server.
 
         Not `ip netns exec`, which mounts a new /sys without the cgroups that slurmd looks for.
