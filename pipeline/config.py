@@ -8,7 +8,7 @@ import re
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -19,6 +19,7 @@ from pipeline.stream.mixture_config import check_mixture, with_first_of_mixture
 from pipeline.stream.shares import MIN_TEMPERATURE
 
 _CROSS_SCALE = "cross_scale"
+Typed = TypeVar("Typed")
 
 
 def load_settings(path: str | Path, overrides: list[str]) -> Settings:
@@ -47,6 +48,18 @@ def settings_of_text(text: str, name: str, overrides: list[str]) -> Settings:
     for override in overrides:
         _apply(raw, override)
     return parse_settings(raw, name)
+
+
+def load_typed(path: Path, cls: type[Typed]) -> Typed:
+    """The YAML file at `path` as `cls`, a dataclass whose fields are its keys; ConfigError as of `load_settings`."""
+    try:
+        raw = yaml.load(path.read_text(), _Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    found: Typed = _validated(raw or {}, cls, "", [], name=str(path))
+    return found
 
 
 def parse_settings(raw: dict[str, Any], name: str) -> Settings:
@@ -141,16 +154,17 @@ def with_model(settings: Settings, model: Any) -> Settings:
     return replace(settings, model=spelled)
 
 
-def _validated(raw: Any, cls: type, prefix: str, also_known: list[str]) -> Any:
+def _validated(raw: Any, cls: type, prefix: str, also_known: list[str], name: str = "the settings") -> Any:
     from pydantic import TypeAdapter, ValidationError
 
-    _refuse_unknown(raw, cls, "the settings", prefix, [*also_known, *_known_keys(cls, prefix)])
+    _refuse_unknown(raw, cls, name, prefix, [*also_known, *_known_keys(cls, prefix)])
     try:
         return TypeAdapter(cls).validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join([prefix.rstrip("."), *(str(part) for part in first["loc"])])
-        raise ConfigError(f"key '{key}': {first['msg'].removeprefix('Value error, ')}") from error
+        key = ".".join([prefix.rstrip("."), *(str(part) for part in first["loc"])]).lstrip(".")
+        where = "" if prefix else f"{name}: "
+        raise ConfigError(f"{where}key '{key}': {first['msg'].removeprefix('Value error, ')}") from error
 
 
 class _Loader(yaml.SafeLoader):

@@ -14,7 +14,7 @@ from pipeline.config import dump_settings, load_settings, to_dict
 from pipeline.errors import ConfigError, StorageError
 from pipeline.metrics import write_whole
 from pipeline.settings import Settings
-from sharding.lock import hold
+from sharding.lock import hold, may_be_held
 
 CONFIG_NAME = "config.yaml"
 COMMIT_NAME = "COMMIT"
@@ -79,6 +79,11 @@ def own(run_dir: Path) -> Callable[[], None]:
     return lock.close if lock else lambda: None
 
 
+def may_be_in_use(run_dir: Path) -> bool:
+    """Whether a rank 0 trains in the folder; True where that cannot be told."""
+    return may_be_held(run_dir / "lock")
+
+
 def record(settings: Settings, fingerprint: str, about: dict[str, Any]) -> None:
     """Write the resolved settings and what they run on, before the first step."""
     run_dir = Path(settings.run.dir)
@@ -102,7 +107,8 @@ def say_outcome(run_dir: Path, outcome: str, step: int | None) -> None:
 
     The attempt tells a job's word from the word that an earlier one left in the same folder.
     """
-    attempt = f"{os.environ.get('SLURM_JOB_ID', 'local')}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    own = f"{os.environ.get('SLURM_JOB_ID', 'local')}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    attempt = os.environ.get("FUSMAE_ATTEMPT") or own  # what slurm/attempt.sh calls it, over a chain of jobs
     word = {"outcome": outcome, "step": step, "attempt": attempt}
     write_whole(run_dir / "outcome.json", json.dumps(word) + "\n")
 

@@ -42,3 +42,19 @@ def hold(path: Path, owner: str) -> IO[str] | None:
         lock.close()
         raise
     return lock
+
+
+def may_be_held(path: Path) -> bool:
+    """Whether a process holds the lock at `path`; True where the file system cannot tell."""
+    try:
+        with path.open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return True
+    return False

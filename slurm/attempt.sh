@@ -3,12 +3,14 @@
 # Sourced by slurm/pretrain.sh and by the batch files that slurm.submit writes; defines functions only.
 #
 #   attempt_begin RUN_DIR MAX_RESTARTS   record the attempt, export MASTER_ADDR and MASTER_PORT
-#   attempt_end RC                       after srun, with its exit code: requeue or exit
+#   attempt_end RC                       after srun, with its exit code: go on (slurm/chain.sh) or exit
+#
+# The array job_command holds the script and its arguments, as sbatch takes them, for whatever goes on.
 #
 # In RUN_DIR: attempts/JOB-RESTART.tsv, one file an attempt, written when it begins ("interrupted") and again
 # when it ends, so that a kill at any moment leaves a true record; attempts.tsv is all of them, in order.
 # The trainer says how it ended in outcome.json, {"outcome": "done|saved|stopped|failed|fatal", "step": N, "attempt":
-# "JOB.RESTART"}; srun's exit code does not tell: it is the highest of all ranks, and that of a rank which srun
+# "JOB.RESTART"} (FUSMAE_ATTEMPT); srun's exit code does not tell: it is the highest of all ranks, and that of a rank which srun
 # ended (143) hides the one that mattered.
 
 MAX_STUCK_ATTEMPTS=3
@@ -17,20 +19,32 @@ BAD_NODE_AFTER=2
 # Longer than the watchdog of a rank that is behind a cut network takes to end it (watchdog.data_s, and a minute).
 MAX_WAIT_FOR_FOLDER_S=360
 
+# shellcheck source=slurm/chain.sh
+source "${BASH_SOURCE[0]%/*}/chain.sh"
+
 say() { echo "$(date +%FT%T) [$attempt] $*"; }
 
 attempt_begin() {
     run_dir=$1
     max_restarts=$2
-    restarts=${SLURM_RESTART_COUNT:-0}
-    attempt=$SLURM_JOB_ID.$restarts
+    # To scontrol and scancel, the number of an array's last element is the whole array.
+    this_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+    this_job=${this_job:-$SLURM_JOB_ID}
     began=$(date +%FT%T)
     mkdir -p "$run_dir/attempts" || exit 1
+    chain=${FUSMAE_CHAIN:-requeue}
+    successor=""
+    [ "$chain" != chain ] || export FUSMAE_CHAIN_ID=${FUSMAE_CHAIN_ID:-$SLURM_JOB_ID}
+    restarts=$(chain_restarts)
+    attempt=$SLURM_JOB_ID.$restarts
+    export FUSMAE_ATTEMPT=$attempt
+    chain_join
     first_step=$(newest_step)
     suspect=-
     errors=$(job_field StdErr)
     errors_before=$(stat -c %s "$errors" 2>/dev/null || echo 0)
     attempt_record interrupted
+    chain_begin
     wait_for_folder
 
     MASTER_ADDR=$(first_host)
@@ -42,13 +56,10 @@ attempt_begin() {
 }
 
 # Until the first rank of an earlier attempt has left the run folder. Behind a cut network it lives on, and to start
-# beside it is an attempt that fails. flock says 75 when another holds the lock, and something else where the file
-# system has no locks.
+# beside it is an attempt that fails.
 wait_for_folder() {
     local waited=0
-    while [ -e "$run_dir/lock" ] && [ -z "${asked_to_stop:-}" ]; do
-        flock --nonblock --conflict-exit-code=75 "$run_dir/lock" true 2>/dev/null
-        [ $? -eq 75 ] || return 0
+    while folder_is_held && [ -z "${asked_to_stop:-}" ]; do
         if [ $waited -ge $MAX_WAIT_FOR_FOLDER_S ]; then
             say "$run_dir is still in use by $(cat "$run_dir/lock")"
             return 0
@@ -58,6 +69,14 @@ wait_for_folder() {
         sleep 1 &
         wait $! # which a signal ends
     done
+}
+
+# Whether a rank 0 trains in the run folder. flock says 75 when another holds the lock, and something else where the file
+# system has no locks.
+folder_is_held() {
+    [ -e "$run_dir/lock" ] || return 1
+    flock --nonblock --conflict-exit-code=75 "$run_dir/lock" true 2>/dev/null
+    [ $? -eq 75 ]
 }
 
 # Where rank 0 runs: by name, or by address when the name does not resolve.
@@ -96,9 +115,9 @@ attempt_record() {
         mv "$run_dir/.attempts.$attempt" "$run_dir/attempts.tsv"
 }
 
-# How many attempts of this job in a row, this one included, ended without a step forward and without a save.
+# How many attempts of this job or its chain in a row, this one included, ended without a step forward and without a save.
 stuck_attempts() {
-    cat "$run_dir/attempts/$SLURM_JOB_ID"-*.tsv | sort -t $'\t' -k 2,2n |
+    chain_attempts |
         awk -F '\t' '{ stuck = ($8 != "saved" && $7 <= $6) ? stuck + 1 : 0 } END { print stuck + 0 }'
 }
 
@@ -107,9 +126,9 @@ outcome_field() {
     sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\).*/\1/p' "$run_dir/outcome.json" 2>/dev/null | head -n 1
 }
 
-# job_field NAME: a field of scontrol's of this job; "(null)" is nothing.
+# job_field NAME [JOB]: a field of scontrol's of this job or of another; "(null)" is nothing.
 job_field() {
-    scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/.* '"$1"'=\([^ ]*\).*/\1/p' | grep -v '^(null)$'
+    scontrol show job --oneliner "${2:-$this_job}" 2>/dev/null | sed -n 's/.* '"$1"'=\([^ ]*\).*/\1/p' | grep -v '^(null)$'
 }
 
 # The node that is to blame for a failed attempt, "-" when that is not clear: the one whose rank held up the others, by
@@ -139,19 +158,19 @@ nodes_without() {
         grep -vcFx -f <(tr ',' '\n' <<<"$1")
 }
 
-# keep_away: have the requeued job run without the run's bad nodes, as long as enough others are left. SLURM takes this
-# of a waiting job only, and this script lives on for a moment after the requeue.
+# keep_away JOB: have the job that goes on run without the run's bad nodes, as long as enough others are left. SLURM takes
+# this of a waiting job only, and this script lives on for a moment after a requeue.
 keep_away() {
-    local bad had
+    local job=$1 bad had
     bad=$(bad_nodes)
     [ -n "$bad" ] || return 0
     if [ "$(nodes_without "$bad")" -lt "${SLURM_JOB_NUM_NODES:-1}" ]; then
         say "$bad failed $BAD_NODE_AFTER times, but without it too few nodes are left"
         return 0
     fi
-    had=$(job_field ExcNodeList)
+    had=$(job_field ExcNodeList "$job")
     for _ in 1 2 3 4 5 6 7 8 9 10; do
-        if scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="${had:+$had,}$bad" 2>/dev/null; then
+        if scontrol update JobId="$job" ExcNodeList="${had:+$had,}$bad" 2>/dev/null; then
             say "$bad failed $BAD_NODE_AFTER times; the run keeps away from it"
             return 0
         fi
@@ -163,7 +182,7 @@ keep_away() {
 # State and reason, as in "RUNNING None". A job that is being ended says COMPLETING, whether it was cancelled,
 # preempted or ran out of time; only the last has a reason, TimeLimit.
 job_state() {
-    scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null |
+    scontrol show job --oneliner "$this_job" 2>/dev/null |
         sed -n 's/.*JobState=\([A-Z_]*\) Reason=\([^ ]*\).*/\1 \2/p'
 }
 
@@ -174,7 +193,7 @@ attempt_end() {
         outcome=$(outcome_field outcome)
         step=$(outcome_field step)
     fi
-    say "srun ended with $rc, the trainer said '${outcome:-nothing}'${step:+ at step $step}"
+    say "$([ "$chain" = local ] && echo launcher || echo srun) ended with $rc, the trainer said '${outcome:-nothing}'${step:+ at step $step}"
     case ${outcome:-none-$rc} in
         "done") attempt_stop 0 "done" "finished" ;;
         saved) attempt_again saved ;;
@@ -189,11 +208,12 @@ attempt_end() {
 attempt_stop() {
     attempt_record "$2"
     say "$3"
+    chain_end
     [ -z "${pin:-}" ] || rm -f "$pin" # no attempt of this job will look for its code
     exit "$1"
 }
 
-# attempt_again END: put the job back into the queue, unless that cannot help or is not wanted.
+# attempt_again END: have the run go on, unless that cannot help or is not wanted.
 attempt_again() {
     local end=$1 state
     [ "$end" != failed ] || suspect=$(blamed_node)
@@ -203,6 +223,7 @@ attempt_again() {
         "COMPLETING TimeLimit") ;; # late, but it may still go back
         COMPLETING* | CANCELLED*)
             pin=""
+            ! was_preempted || chain_keep
             attempt_stop 1 "$end" "the job was ended from outside, and goes back into the queue only if SLURM says so"
             ;;
     esac
@@ -218,9 +239,17 @@ attempt_again() {
             exit 0
             ;;
     esac
+    [ "$chain" = local ] || trap '' TERM USR1 # a requeue ends this script with a signal
+    case $chain in
+        chain) chain_go_on "$end" ;;
+        local)
+            say "$end; trying again"
+            return 0
+            ;;
+        none) attempt_stop 1 "$end" "$end; FUSMAE_CHAIN is none, go on with: $(go_on_command)" ;;
+    esac
     say "$end; back into the queue"
-    trap '' TERM USR1 # a requeue ends this script with a signal
-    scontrol requeue "$SLURM_JOB_ID" && keep_away && exit 0
+    scontrol requeue "$this_job" && keep_away "$this_job" && exit 0
     say "the requeue was refused; submit the same command to go on"
     exit 1
 }

@@ -17,6 +17,8 @@ ENDS = {
     "unknown": "the ranks left no word",
 }
 RUNNING = "running"
+_LAST_SLURM_JOB = 2**26 - 1
+"""SLURM's numbers of jobs end here; `slurm/pretrain.sh --local` takes the second at which it was started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,11 @@ class Attempt:
     """A word of `ENDS`, or `running`."""
     suspect: str | None
     """The node that is blamed for a failure, where that is clear; a run keeps away from one that was blamed twice."""
+
+    @property
+    def is_local(self) -> bool:
+        """Not of a job of SLURM's."""
+        return int(self.job) > _LAST_SLURM_JOB
 
 
 def read_attempts(run_dir: Path) -> list[Attempt]:

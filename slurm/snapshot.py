@@ -1,6 +1,7 @@
 """`python -m slurm.snapshot FOLDER CONFIG.yaml`: a job's code and settings, which editing the tree does not change."""
 
 import argparse
+import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -13,10 +14,13 @@ from pipeline.run_folder import COMMIT_NAME
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fusmae", "pipeline", "sharding", "slurm")
 CONFIG_NAME = "config.yaml"
+SETUP_NAME = "setup.sh"
+SETUP_HASH_NAME = "SETUP"
+"""Hash and origin of the set-up file."""
 
 
-def take(folder: Path, config: Path) -> None:
-    """Copy the packages and the config file into `folder`, whole or not at all; what was there is replaced.
+def take(folder: Path, config: Path, setup: Path | None = None) -> None:
+    """Copy the packages, the config file and a set-up file into `folder`, whole or not at all; replaces what was there.
 
     Raises:
         ConfigError: there is no config file.
@@ -31,6 +35,10 @@ def take(folder: Path, config: Path) -> None:
         for package in PACKAGES:
             shutil.copytree(ROOT / package, partial / package, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(config, partial / CONFIG_NAME)
+        if setup is not None:
+            shutil.copyfile(setup, partial / SETUP_NAME)
+            digest = hashlib.sha256((partial / SETUP_NAME).read_bytes()).hexdigest()
+            (partial / SETUP_HASH_NAME).write_text(f"{digest}  {setup}\n")
         (partial / COMMIT_NAME).write_text(_commit() + "\n")
         if folder.exists():
             shutil.rmtree(folder)

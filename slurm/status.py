@@ -13,6 +13,7 @@ from pipeline.config import load_settings
 from pipeline.errors import ConfigError
 from pipeline.metrics import read_lines
 from pipeline.report.time_lines import read_time_lines
+from pipeline.run_folder import may_be_in_use
 from slurm.ledger import ENDS, RUNNING, Attempt, read_attempts
 
 _RECENT_LINES = 20
@@ -26,6 +27,8 @@ class Status:
     run: str
     state: str
     """SLURM's word for the last job; without SLURM, or when it has forgotten the job, the last attempt's end."""
+    next_job: str | None
+    """The job that waits for the end of the last attempt, or took over from it and has not begun yet (FUSMAE_CHAIN)."""
     step: int
     steps: int
     """Of the whole run."""
@@ -53,7 +56,7 @@ def read_status(run_dir: Path) -> Status:
     metrics = read_lines(run_dir / "metrics.jsonl")
     speed = _steps_per_s(run_dir)
     step = max([attempt.last_step for attempt in attempts[-1:]] + [line["step"] for line in metrics[-1:]], default=0)
-    state = _state(attempts, run_dir)
+    state, next_job = _state(attempts, run_dir)
     eta = None
     if speed and state in ("RUNNING", RUNNING):
         eta = (datetime.now().astimezone() + timedelta(seconds=(settings.train.steps - step) / speed)).replace(
@@ -62,6 +65,7 @@ def read_status(run_dir: Path) -> Status:
     return Status(
         run=str(run_dir),
         state=state,
+        next_job=next_job,
         step=step,
         steps=settings.train.steps,
         loss=metrics[-1]["loss"] if metrics else None,
@@ -71,16 +75,23 @@ def read_status(run_dir: Path) -> Status:
     )
 
 
-def _state(attempts: list[Attempt], run_dir: Path) -> str:
+def _state(attempts: list[Attempt], run_dir: Path) -> tuple[str, str | None]:
     if not attempts:
         path = run_dir / "outcome.json"
-        return str(json.loads(path.read_text())["outcome"]) if path.exists() else "not under SLURM"
+        return (str(json.loads(path.read_text())["outcome"]) if path.exists() else "not under SLURM"), None
+    last = attempts[-1]
+    if last.is_local:
+        return ("interrupted" if last.end == RUNNING and not may_be_in_use(run_dir) else last.end), None
     if shutil.which("squeue") is not None:
-        from slurm.watch import slurm_state
+        from slurm.watch import FINAL, goes_on, slurm_state
 
-        if state := slurm_state(attempts[-1].job):
-            return state
-    return attempts[-1].end
+        state = slurm_state(last.job)
+        following = goes_on(run_dir, last.job)
+        if following is not None and (not state or state in FINAL):
+            state = following[1]
+        if state:
+            return state, following[0] if following else None
+    return last.end, None
 
 
 def _steps_per_s(run_dir: Path) -> float | None:
@@ -100,6 +111,8 @@ def describe(status: Status) -> str:
         head += f", {status.steps_per_s:.3g} steps/s"
     if status.eta is not None:
         head += f", done about {status.eta:%Y-%m-%d %H:%M}"
+    if status.next_job is not None:
+        head += f", job {status.next_job} goes on" + (" after it" if status.state == "RUNNING" else "")
     if not status.attempts:
         return head
     rows = [("attempt", "nodes", "began", "ended", "steps", "lost", "end")]
@@ -110,10 +123,11 @@ def describe(status: Status) -> str:
         what += f", first on {attempt.suspect}" if attempt.suspect else ""
         name, began = f"{attempt.job}.{attempt.restart}", f"{attempt.began:%m-%d %H:%M:%S}"
         rows.append((name, attempt.nodes, began, ended, steps, str(attempt.steps_lost), what))
-    return "\n".join([head, "", *_table(rows)])
+    return "\n".join([head, "", *table(rows)])
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with columns of even width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +14,17 @@ import submitit
 from submitit.core.core import Job
 
 from pipeline.command import run_command
+from pipeline.config import load_settings
 from pipeline.errors import ConfigError, DataError
+from pipeline.local_folders import local_folders
 from slurm import snapshot
-from slurm.allocation import HANDED_THROUGH, Allocation, allocation
+from slurm.allocation import Allocation, add_options, allocation
+from slurm.batch_file import batch_file, code_folder, slurm_executor, warning_s
 from slurm.task import Rank
 from slurm.watch import verdict
 
 CLUSTER_HELP = "slurm (default); local: processes on this machine; debug: one rank in this process"
-RESTARTS_HELP = "how often the job may go back into the queue (default 20)"
 ROOT = Path(__file__).resolve().parents[1]
-WARNING_S = 120
-"""How long before the time limit the ranks are asked to save; SLURM may ask up to a minute earlier."""
-WARNING_SHARE = 4
-"""The warning takes at most this part of a short limit, else a job would be stopped as it starts."""
-
-
-class OfflineSlurmExecutor(submitit.SlurmExecutor):
-    """Renders a batch file where SLURM is not installed."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        """As if srun were on PATH."""
-        return 2
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,15 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("config", metavar="CONFIG.yaml", help="settings of the run, as for pipeline.pretrain")
     add("overrides", metavar="key.sub=value", nargs="*", help="settings that go before those of the file")
     add("--cluster", choices=("slurm", "local", "debug"), default="slurm", help=CLUSTER_HELP)
-    add("--nodes", type=int, default=1, metavar="N", help="default 1")
-    add("--gpus-per-node", type=int, required=True, metavar="G", help="one rank a GPU; 0 to run on CPUs")
-    add("--ranks-per-node", type=int, metavar="R", help="default: one a GPU; 1 when there is none")
-    add("--cpus-per-gpu", type=int, metavar="C", help="CPUs of each rank")
-    add("--time", default="1-00:00:00", metavar="T", help="limit, as sbatch takes it (default: a day)")
-    for option in HANDED_THROUGH:
-        add(f"--{option}", metavar=option.upper(), help="as sbatch takes it")
-    add("--job-name", metavar="NAME", help="default: fusmae-CONFIG")
-    add("--max-restarts", type=int, default=20, metavar="N", help=RESTARTS_HELP)
+    add_options(parser)
     add("--logs", type=Path, metavar="DIR", help="default: RUN_DIR/submitit")
     add("--dry-run", action="store_true", help="print what would be submitted, write nothing")
     add("--wait", action="store_true", help="wait for the end; fails when the run fails")
@@ -86,68 +66,15 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
-def warning_s(wanted: Allocation) -> int:
-    """How long before the time limit the ranks are asked to save."""
-    return min(WARNING_S, wanted.time_min * 60 // WARNING_SHARE)
-
-
-def slurm_executor(
-    logs: Path, run_dir: Path, wanted: Allocation, *, code: Path, offline: bool
-) -> submitit.SlurmExecutor:
-    """An executor whose batch file records, meets and requeues as slurm/pretrain.sh does.
-
-    submitit's own signal goes to the ranks, not to the batch script: SIGUSR2, which the trainer takes as
-    "save and stop". All attempts run the copy of the code in `code`.
-    """
-    executor = (OfflineSlurmExecutor if offline else submitit.SlurmExecutor)(logs / "%j")
-    root, run = shlex.quote(str(code)), shlex.quote(str(run_dir))
-    srun_args = ["--kill-on-bad-exit=1"]
-    additional: dict[str, Any] = {"requeue": True, **wanted.options}
-    parameters: dict[str, Any] = {}
-    if wanted.gpus_per_node:
-        parameters["gpus_per_node"] = wanted.gpus_per_node
-    if wanted.cpus_per_rank:
-        parameters["cpus_per_task"] = wanted.cpus_per_rank
-        srun_args.append(f"--cpus-per-task={wanted.cpus_per_rank}")  # a step does not always inherit it
-    executor.update_parameters(
-        job_name=wanted.job_name,
-        nodes=wanted.nodes,
-        ntasks_per_node=wanted.ranks_per_node,
-        time=wanted.time_min,
-        signal_delay_s=warning_s(wanted),
-        srun_args=srun_args,
-        additional_parameters=additional,
-        setup=[
-            f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
-            "export PYTHONSAFEPATH=1  # python -m would take the code of the folder of submission first",
-            f"source {root}/slurm/attempt.sh",
-            f"attempt_begin {run} {wanted.max_restarts}",
-            "trap : TERM  # to outlive srun, and say how the attempt ended",
-        ],
-        teardown=["attempt_end $?"],
-        **parameters,
-    )
-    return executor
-
-
-def code_folder(run_dir: Path) -> Path:
-    """Where the job's copy of the code goes: another folder for each submission."""
-    return run_dir / "code" / datetime.now().strftime("submitted-%Y%m%dT%H%M%S")
-
-
-def batch_file(logs: Path, run_dir: Path, wanted: Allocation) -> str:
-    """The text that sbatch would be given."""
-    executor = slurm_executor(logs, run_dir, wanted, code=code_folder(run_dir), offline=True)
-    return executor._make_submission_file_text(executor._submitit_command_str, uid="")
-
-
-def submit_slurm(config: Path, overrides: list[str], logs: Path, run_dir: Path, wanted: Allocation) -> Job[None]:
-    """Submit with sbatch, with a copy of the code and of the config file."""
+def submit_slurm(
+    config: Path, overrides: list[str], logs: Path, run_dir: Path, wanted: Allocation, folders: list[str]
+) -> Job[None]:
+    """Submit with sbatch, with a copy of the code, the config file and the set-up file."""
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ConfigError("sbatch or srun not found; submit from a login node, or give --cluster local or --dry-run")
     code = code_folder(run_dir)
-    snapshot.take(code, config)
-    executor = slurm_executor(logs, run_dir, wanted, code=code, offline=False)
+    snapshot.take(code, config, wanted.setup)
+    executor = slurm_executor(logs, run_dir, wanted, code=code, folders=folders, offline=False)
     try:
         return executor.submit(Rank(argv=(str(code / snapshot.CONFIG_NAME), *overrides)))
     except submitit.core.utils.FailedJobError as refusal:
@@ -188,15 +115,17 @@ def main(argv: list[str] | None = None) -> int:
     for override in options.overrides:
         if "=" not in override:
             raise ConfigError(f"'{override}' is no setting; write key.sub=value")
-    wanted = allocation(options)
-    arguments = [str(Path(options.config).absolute()), *options.overrides]
+    wanted = allocation(options, f"fusmae-{Path(options.config).stem}")
+    overrides = [*wanted.settings, *options.overrides]
+    arguments = [str(Path(options.config).absolute()), *overrides]
     run_dir = resolved_run_dir(arguments)
+    folders = local_folders(load_settings(options.config, overrides)) if wanted.container else []
     logs = (options.logs or run_dir / "submitit").absolute()
     local_rank = Rank(argv=tuple(arguments), master_port=free_port())
 
     if options.dry_run:
         if options.cluster == "slurm":
-            print(batch_file(logs, run_dir, wanted))
+            print(batch_file(logs, run_dir, wanted, folders))
         else:
             ranks = wanted.ranks_per_node if options.cluster == "local" else 1
             print(f"{ranks} ranks on this machine of: python -m pipeline.pretrain {shlex.join(arguments)}")
@@ -206,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
         submitit.DebugExecutor(logs / "%j").submit(local_rank).result()
         return 0
     if options.cluster == "slurm":
-        job = submit_slurm(Path(options.config), options.overrides, logs, run_dir, wanted)
+        job = submit_slurm(Path(options.config), overrides, logs, run_dir, wanted, folders)
     else:
         job = submit_local(local_rank, logs, wanted)
     print(f"job {job.job_id}, logs in {job.paths.folder}", flush=True)

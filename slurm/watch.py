@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from submitit import SlurmJob
 from submitit.core.core import Job
 
 FINAL = {
@@ -64,14 +65,43 @@ def wait_for_local(job: Job[None], *, poll_s: float = 0.5) -> bool:
     return all(job.task(rank).paths.result_pickle.exists() for rank in range(job.num_tasks))
 
 
-def outcome(run_dir: Path, job_id: str | None = None) -> tuple[str, int]:
+def chain_of(run_dir: Path, job_id: str) -> list[str]:
+    """The jobs of the chain that `job_id` is in, in order; the job alone when it is in none (slurm/chain.sh)."""
+    for path in sorted((run_dir / "attempts").glob("*.chain")):
+        jobs = path.read_text().split()
+        if job_id in jobs:
+            return jobs
+    return [job_id]
+
+
+def goes_on(run_dir: Path, job_id: str) -> tuple[str, str] | None:
+    """The job of the chain that goes on after `job_id`, and its state; None when none does."""
+    jobs = chain_of(run_dir, job_id)
+    for following in reversed(jobs[jobs.index(job_id) + 1 :]):
+        state = slurm_state(following)
+        if state and state not in FINAL:
+            return following, state
+    return None
+
+
+def wait_for_chain(run_dir: Path, job_id: str, *, poll_s: float = 15) -> tuple[str, str]:
+    """Wait until no job of the chain goes on; the last job that ran, and its state."""
+    while True:
+        state = wait_for_slurm(job_id, poll_s=poll_s)
+        following = goes_on(run_dir, job_id)
+        if following is None:
+            return job_id, state
+        job_id = following[0]
+
+
+def outcome(run_dir: Path, job_ids: Collection[str] | None = None) -> tuple[str, int]:
     """The word and the step that the trainer left in the run folder; ('', 0) when it left none.
 
-    With `job_id`, only what an attempt of that job left: an outcome names its attempt, JOB.RESTART.
+    With `job_ids`, only what an attempt of those jobs left: an outcome names its attempt, JOB.RESTART.
     """
     try:
         said = json.loads((run_dir / "outcome.json").read_text())
-        if job_id is not None and str(said["attempt"]).split(".")[0] != job_id:
+        if job_ids is not None and str(said["attempt"]).split(".")[0] not in job_ids:
             return "", 0
         return str(said["outcome"]), int(said["step"] or 0)
     except (OSError, ValueError, KeyError, TypeError):
@@ -110,8 +140,11 @@ def verdict(job: Job[None], run_dir: Path, *, local: bool) -> int:
         ended_well, state = wait_for_local(job), "over"
         word, step = outcome(run_dir)
     else:
-        state = wait_for_slurm(job.job_id) or "forgotten by the cluster"
-        word, step = outcome(run_dir, job.job_id)
+        last, state = wait_for_chain(run_dir, job.job_id)
+        state = state or "forgotten by the cluster"
+        word, step = outcome(run_dir, chain_of(run_dir, job.job_id))
+        if last != job.job_id:
+            job = SlurmJob(folder=job.paths.folder.parent / "%j", job_id=last, tasks=list(range(job.num_tasks)))
         ended_well = word in ("done", "stopped")
     if ended_well:
         print(f"{word or 'ended'} at step {step}: {run_dir}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.slurmlab import Lab
+from tests.dist.conftest import ROOT
 
 SCRIPT = "slurm/pretrain.sh"
 STEPS, EVERY = 60, 5
@@ -42,6 +44,17 @@ class ClusterRun:
         environ = own | environ
         self.job_id = self.lab.sbatch(*words, *self.overrides, environ=environ)
         threading.Thread(target=self._watch, args=(self.job_id,), daemon=True).start()
+
+    def submit_through_submitit(self, *options: str) -> subprocess.Popen[bytes]:
+        """`python -m slurm.submit --wait` on two nodes, one CPU rank on each; once the job has its number."""
+        wanted = ["--nodes", "2", "--gpus-per-node", "0", "--time", "30", "--wait", *options]
+        command = [sys.executable, "-m", "slurm.submit", str(self.config), f"run.dir={self.dir}", *wanted]
+        with self.output.open("w") as output:
+            submit = subprocess.Popen(command, cwd=ROOT, env=self.lab.environ, stdout=output, stderr=output)
+        self.lab.wait(lambda: submit.poll() is not None or "logs in" in self.said(), "it is submitted")
+        assert submit.poll() is None, self.said()
+        self.job_id = self.said().split()[1].rstrip(",")
+        return submit
 
     @property
     def output(self) -> Path:

@@ -7,8 +7,6 @@ bit for bit. All scenarios that are asked for run beside each other on one lab; 
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -396,13 +394,7 @@ def test_a_node_that_failed_twice_is_kept_away_from(
 @pytest.mark.slow
 def test_a_run_that_slurm_submit_submitted_comes_through_too(place: Place, fleet: Fleet) -> None:
     run = place.run("submitted")
-    options = ["--nodes", "2", "--gpus-per-node", "0", "--time", "30", "--wait"]
-    command = [sys.executable, "-m", "slurm.submit", str(run.config), f"run.dir={run.dir}", *options]
-    with run.output.open("w") as output:
-        submit = subprocess.Popen(command, cwd=ROOT, env=run.lab.environ, stdout=output, stderr=output)
-    run.lab.wait(lambda: submit.poll() is not None or "logs in" in run.said(), "it is submitted")
-    assert submit.poll() is None, run.said()
-    run.job_id = run.said().split()[1].rstrip(",")
+    submit = run.submit_through_submitit()
     hurt(run, lambda: os.kill(run.rank_pid(1, module="submitit.core._submit"), signal.SIGKILL))
     assert submit.wait(timeout=240) == 0, run.said()
     assert run.ends() == ["failed", "done"] and f"done at step {STEPS}" in run.said()

@@ -152,8 +152,13 @@ class Run:
 
 def ranks_of(launcher: "subprocess.Popen[str]") -> dict[int, int]:
     """The processes of a launcher's ranks."""
+    return ranks_of_pid(launcher.pid)
+
+
+def ranks_of_pid(launcher: int) -> dict[int, int]:
+    """As `ranks_of`, by the launcher's number."""
     found = {}
-    for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
+    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         found |= {int(v[5:]): int(pid) for v in variables if v.startswith(b"RANK=")}
     return found

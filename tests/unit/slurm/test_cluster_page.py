@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-TESTS = ["tests/cluster/test_slurm_training.py", "tests/unit/slurm/test_pretrain_script.py"]
+UNIT = "tests/unit/slurm"
+TESTS = ["tests/cluster/test_slurm_training.py", f"{UNIT}/test_pretrain_script.py", f"{UNIT}/test_chain.py"]
 
 
 def rows() -> list[list[str]]:

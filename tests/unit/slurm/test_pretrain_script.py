@@ -33,7 +33,7 @@ case "$*" in
             until [ -n "${caught:-}" ]; do sleep 0.05; done
         fi
         [ "$OUTCOME" = none ] || printf '{"outcome": "%s", "step": 7, "attempt": "%s"}\\n' "$OUTCOME" \
-            "${OF_ATTEMPT:-$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}}" > "$RUN_DIR/outcome.json"
+            "${OF_ATTEMPT:-$FUSMAE_ATTEMPT}" > "$RUN_DIR/outcome.json"
         exit "$RANK_RC" ;;
     *) echo "unexpected: $*" >&2; exit 99 ;;
 esac
@@ -140,7 +140,7 @@ def cluster(tmp_path):
     return Cluster(tmp_path)
 
 
-@pytest.mark.parametrize("script", ["pretrain.sh", "attempt.sh"])
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "slurm").glob("*.sh")))
 def test_bash_can_read_it(script):
     subprocess.run(["bash", "-n", str(ROOT / "slurm" / script)], check=True)
 
@@ -492,7 +492,7 @@ def test_a_missing_config_is_wrong_usage(cluster):
 
 def test_no_config_is_wrong_usage(cluster):
     code, output = cluster.run("")
-    assert (code, output) == (2, "usage: [sbatch] slurm/pretrain.sh CONFIG.yaml [key.sub=value ...]\n")
+    assert (code, output) == (2, "usage: [sbatch] slurm/pretrain.sh [--local] CONFIG.yaml [key.sub=value ...]\n")
 
 
 @pytest.mark.parametrize(("printed", "code"), [("2", 2), ("127", 1)])

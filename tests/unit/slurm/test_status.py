@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, DataError
+from sharding.lock import hold
 from slurm.ledger import read_attempts
 from slurm.status import describe, main, read_status
 
@@ -147,3 +148,27 @@ def test_a_ledger_that_is_none_is_refused_by_its_line(run):
     (run / "attempts.tsv").write_text("what is this\n")
     with pytest.raises(DataError, match=r"attempts.tsv, line 1: 1 columns where 9 belong"):
         read_attempts(run)
+
+
+def test_a_local_run_that_was_killed_does_not_seem_to_run(run):
+    ledger(run, ("1772366400", 0, "laptop", 0, None, 0, 0, "interrupted"))
+    squeue(run, "RUNNING")  # of whatever job it asks
+    assert read_status(run).state == "interrupted"
+    lock = hold(run / "lock", "rank 0")
+    assert read_status(run).state == "running"
+    lock.close()
+
+
+def test_of_a_chain_the_job_that_goes_on_is_told(run):
+    ledger(run, ("7", 0, "n1", 0, 50, 0, 37, "saved"))
+    (run / "attempts").mkdir()
+    (run / "attempts" / "7.chain").write_text("7\n8\n")
+    path = run.parent / "bin" / "squeue"
+    for of_7, of_8, said in (("COMPLETED", "PENDING", "PENDING"), ("RUNNING", "PENDING", "RUNNING")):
+        path.write_text(f'#!/bin/sh\ncase "$*" in *"--jobs 7") echo {of_7} ;; *) echo {of_8} ;; esac\n')
+        path.chmod(0o755)
+        status = read_status(run)
+        assert (status.state, status.next_job) == (said, "8")
+    assert "RUNNING, step 40 of 100" in describe(status) and "job 8 goes on after it" in describe(status)
+    path.write_text('#!/bin/sh\ncase "$*" in *"--jobs 7") echo COMPLETED ;; *) echo CANCELLED ;; esac\n')
+    assert (read_status(run).state, read_status(run).next_job) == ("COMPLETED", None)

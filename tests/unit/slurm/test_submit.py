@@ -121,10 +121,9 @@ def test_a_missing_config_is_named(capsys):
     assert "no config file 'nowhere.yaml'" in capsys.readouterr().err
 
 
-def test_missing_gpus_per_node_is_wrong_usage(config):
-    with pytest.raises(SystemExit) as stopped:
-        submit.main([str(config)])
-    assert stopped.value.code == 2
+def test_missing_gpus_per_node_is_wrong_usage(config, capsys):
+    assert exit_code(submit.main, [str(config)]) == 2
+    assert "give --gpus-per-node G" in capsys.readouterr().err
 
 
 def test_no_slurm_on_the_machine_is_said(config, capsys, monkeypatch):

@@ -45,8 +45,8 @@ def test_a_broken_or_missing_outcome_is_none(tmp_path, text):
 def test_only_the_outcome_of_this_job_counts(tmp_path):
     (tmp_path / "outcome.json").write_text(json.dumps({"outcome": "done", "step": 9, "attempt": "41.2"}))
     assert watch.outcome(tmp_path) == ("done", 9)
-    assert watch.outcome(tmp_path, "41") == ("done", 9)
-    assert watch.outcome(tmp_path, "42") == ("", 0)
+    assert watch.outcome(tmp_path, ["41"]) == ("done", 9)
+    assert watch.outcome(tmp_path, ["42"]) == ("", 0)
     (tmp_path / "outcome.json").write_text(json.dumps({"outcome": "fatal", "step": None, "attempt": "41.2"}))
     assert watch.outcome(tmp_path) == ("fatal", 0)
 
@@ -73,3 +73,13 @@ def test_the_end_of_each_log_is_shown_under_its_path(tmp_path):
         "line 28",
         "line 29",
     ]
+
+
+def test_a_chain_is_waited_for_to_its_end(tmp_path, monkeypatch):
+    (tmp_path / "attempts").mkdir()
+    (tmp_path / "attempts" / "41.chain").write_text("41\n42\n43\n")
+    states = {"41": ["COMPLETED"], "42": ["PENDING", "RUNNING", "COMPLETED"], "43": ["CANCELLED"]}
+    said = lambda job: states[job].pop(0) if len(states[job]) > 1 else states[job][0]  # noqa: E731
+    monkeypatch.setattr(watch, "slurm_state", said)
+    assert watch.wait_for_chain(tmp_path, "41", poll_s=0) == ("42", "COMPLETED")
+    assert watch.chain_of(tmp_path, "42") == ["41", "42", "43"] and watch.chain_of(tmp_path, "9") == ["9"]

@@ -1,0 +1,39 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=hai
+#SBATCH --cpus-per-task=24
+#SBATCH --error=/runs/first/submitit/%j/%j_0_log.err
+#SBATCH --gpus-per-node=4
+#SBATCH --job-name=fusmae-small
+#SBATCH --no-requeue
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/first/submitit/%j/%j_0_log.out
+#SBATCH --partition=booster
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+#SBATCH --wckey=submitit
+
+# setup
+export NCCL_SOCKET_IFNAME=ib0
+export GLOO_SOCKET_IFNAME=ib0
+export FUSMAE_CHAIN=chain
+export FUSMAE_CHAIN_OPTIONS=''
+original_path=${PYTHONPATH:-}
+submitit_logs=/runs/first/submitit
+job_command=("$submitit_logs/${FUSMAE_CHAIN_ID:-$SLURM_JOB_ID}/${FUSMAE_CHAIN_ID:-$SLURM_JOB_ID}_submission.sh")
+export PYTHONPATH=/runs/first/code/submitted-NOW${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONSAFEPATH=1  # python -m would take the code of the folder of submission first
+source /runs/first/code/submitted-NOW/slurm/attempt.sh
+attempt_begin /runs/first 20
+trap : TERM  # to outlive srun, and say how the attempt ended
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /runs/first/submitit/%j/%j_%t_log.out --error /runs/first/submitit/%j/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=24 /usr/bin/python3 -u -m submitit.core._submit /runs/first/submitit/%j
+
+
+# teardown
+attempt_end $?

@@ -1,0 +1,30 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --error=/runs/first/submitit/%j/%j_0_log.err
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=fusmae-small
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/first/submitit/%j/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+#SBATCH --wckey=submitit
+
+# setup
+export FUSMAE_CHAIN=requeue
+export PYTHONPATH=/runs/first/code/submitted-NOW${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONSAFEPATH=1  # python -m would take the code of the folder of submission first
+source /runs/first/code/submitted-NOW/slurm/attempt.sh
+attempt_begin /runs/first 20
+trap : TERM  # to outlive srun, and say how the attempt ended
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /runs/first/submitit/%j/%j_%t_log.out --error /runs/first/submitit/%j/%j_%t_log.err --kill-on-bad-exit=1 '--container-image=nvcr.io#nvidia/pytorch:26.01-py3' --container-mounts=/home/user:/home/user,/runs/first:/runs/first,/data/ben:/data/ben,/data/ben:/data/ben:ro --container-workdir=/home/user env PYTHONPATH=/runs/first/code/submitted-NOW PYTHONSAFEPATH=1 python3 -u -m submitit.core._submit /runs/first/submitit/%j
+
+
+# teardown
+attempt_end $?
