@@ -27,13 +27,18 @@ chain_attempts() {
     done | sort -t $'\t' -k 2,2n -k 1,1n
 }
 
-# chain_restarts: how many attempts there were before this one.
+# chain_restarts: how many attempts there were before this one. A controller that was killed counts on from the state that
+# it had last saved, so its number may have been given before.
 chain_restarts() {
+    local number=${SLURM_RESTART_COUNT:-0}
     if [ "$chain" = chain ]; then
         chain_attempts | grep -c .
-    else
-        echo "${SLURM_RESTART_COUNT:-0}"
+        return
     fi
+    while [ -e "$run_dir/attempts/$SLURM_JOB_ID-$number.tsv" ]; do
+        number=$((number + 1))
+    done
+    echo "$number"
 }
 
 # state_of JOB: SLURM's word, nothing when it has forgotten the job.

@@ -1,11 +1,12 @@
 """A trainer of the standard library alone, for tests that need many jobs and no tensor.
 
-    python stand_in.py CONFIG run.dir=DIR steps=N
+    python stand_in.py CONFIG run.dir=DIR
 
 To slurm/pretrain.sh it is what the real one is: ranks meet at MASTER_ADDR:MASTER_PORT and go in step, rank 0 holds the
 run folder's lock, saves by rename every `EVERY` steps, and leaves outcome.json; SIGUSR2 and SIGTERM are "save and
 stop", agreed by all; a rank that loses another ends with 1. What it computes is a chain of digests to which every rank
-adds its share in every step, so that a step that is lost or done twice shows in the end.
+adds its share in every step, so that a step that is lost or done twice shows in the end. It ends when there is a file
+`ENOUGH` in the run folder.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from pathlib import Path
 
 EVERY = 5
 STEP_S = 0.05
-LOST_S = 6.0
+LOST_S = 10.0
 """After so long without a word the other rank is taken for lost."""
 MEET_S = 30.0
 
@@ -66,8 +67,8 @@ def read(checkpoint: Path) -> tuple[int, str]:
 class Leader:
     """Rank 0."""
 
-    def __init__(self, run_dir: Path, ranks: int, steps: int, attempt: str) -> None:
-        self.run_dir, self.ranks, self.steps, self.attempt = run_dir, ranks, steps, attempt
+    def __init__(self, run_dir: Path, ranks: int, attempt: str) -> None:
+        self.run_dir, self.ranks, self.attempt = run_dir, ranks, attempt
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._lock = (run_dir / "lock").open("a+")
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,7 +84,7 @@ class Leader:
         workers = [self._hear(place) for place in self._meet()]
         with (self.run_dir / "metrics.jsonl").open("a") as metrics:
             while True:
-                ends = step >= self.steps
+                ends = (self.run_dir / "ENOUGH").exists()
                 stops = bool(_told)
                 shares = [share(0, step + 1)]
                 for talk in workers:
@@ -186,12 +187,12 @@ def main() -> None:
     """One rank."""
     given = dict(word.split("=", 1) for word in sys.argv[2:])
     rank, ranks = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-    attempt = f"{os.environ['SLURM_JOB_ID']}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+    attempt = os.environ["FUSMAE_ATTEMPT"]
     try:
         if rank:
             follow(rank)
         else:
-            Leader(Path(given["run.dir"]), ranks, int(given["steps"]), attempt).run()
+            Leader(Path(given["run.dir"]), ranks, attempt).run()
     except (OSError, ValueError) as error:
         sys.exit(f"rank {rank} of {attempt}: {error!r}")
 

@@ -1,10 +1,13 @@
-"""FUSMAE_CHAIN=chain with the real trainer on a real cluster, beside a container that is none.
+"""FUSMAE_CHAIN=chain with the real trainer on a real cluster, beside a container that is none and job arrays of runs.
 
 As in test_slurm_training: a fault counts only where the ledger shows it, and weights are compared bit for bit.
 """
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 from slurm.status import read_status
 from slurm.watch import chain_of
 from tests.cluster.slurm_runs import STEPS, ClusterRun
-from tests.cluster.test_slurm_training import Fleet, Place, hurt
+from tests.cluster.test_slurm_training import ROOT, Fleet, Place, hurt
 from tests.cluster.test_slurm_training import fleet as fleet  # a fixture
 from tests.cluster.test_slurm_training import place as place  # a fixture
 
@@ -131,3 +134,31 @@ def test_a_run_in_apptainer_is_requeued_from_outside_it(place: Place, fleet: Fle
     ranks = [line for line in (folder / "calls").read_text().splitlines() if "slurm.task" in line]
     assert len(ranks) == 4, "two attempts of two ranks"
     assert run.weights() == fleet.told("undisturbed").run.weights()
+
+
+def test_an_element_of_a_sweep_that_is_killed_comes_back_alone(place: Place) -> None:
+    lab, runs = place.lab, place.folder / "sweep"
+    words = [str(place.config), "--runs", str(runs), "--set", "train.seed=1,2,3", "train.steps=24"]
+    options = ["--gpus-per-node", "0", "--time", "30", "--parallel", "3"]
+    environ = lab.environ | {"OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(lab.folder)}
+
+    def sweep(*words: str) -> str:
+        command = [sys.executable, "-m", "slurm.sweep", *words]
+        return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True).stdout
+
+    array = sweep(*words, *options).split("job array ")[1].split(",")[0]
+    assert "3 in the queue, 0 to start" in sweep(*words, *options), "again, while they run, does nothing"
+    name = f"{place.config.stem}-seed=2"
+    killed = ClusterRun(lab, runs / name, place.config)
+    trace = killed.dir / "trace-rank00000.jsonl"
+    lab.wait(lambda: trace.exists() and trace.read_bytes().count(b"\n") >= 7, "it trains", timeout_s=200)
+    killed.job_id = killed.attempts()[0]["job"]
+    os.kill(killed.rank_pid(0), signal.SIGKILL)
+    for number in range(3):
+        lab.wait(lambda n=number: lab.job(f"{array}_{n}").get("JobState") == "COMPLETED", "all end", timeout_s=240)
+    rows = {row["name"]: row for row in json.loads(sweep("status", str(runs), "--json"))}
+    assert [row["differs"]["train.seed"] for row in rows.values()] == ["1", "2", "3"]
+    assert {row["state"] for row in rows.values()} == {"done"} and {row["step"] for row in rows.values()} == {24}
+    assert {name: row["attempts"] for name, row in rows.items() if row["attempts"] > 1} == {name: 2}
+    assert killed.ends() == ["failed", "done"]
+    assert "3 over, 0 in the queue, 0 to start" in sweep(*words, *options)

@@ -7,6 +7,8 @@ bit for bit. All scenarios that are asked for run beside each other on one lab; 
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -20,6 +20,7 @@ PROMISED = {
     "pipeline.demo",
     "pipeline.stream",
     "slurm.submit",
+    "slurm.sweep",
 }
 HEAVY = ("torch", "deepspeed", "rasterio", "xformers", "zarr", "matplotlib", "pyarrow")
 # Runs a module as `python -m` does, then names the heavy packages that came with it.

@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -106,6 +107,13 @@ class Lab:
     def controller_kill(self) -> None:
         """SIGKILL to slurmctld."""
         processes.kill(self._controller)
+
+    def controller_stop(self) -> None:
+        """End slurmctld as its administrator does: it saves its state, and stays away for a second."""
+        for pid in self._controller():
+            os.kill(pid, signal.SIGTERM)
+        self.wait(lambda: not self._controller(), "slurmctld ends")
+        time.sleep(1)
 
     def controller_start(self) -> None:
         """Start slurmctld and wait until it answers."""

@@ -247,6 +247,13 @@ def test_the_outcome_of_another_attempt_is_not_taken(cluster):
     assert cluster.noted("requeue") == ["requeue 42"]
 
 
+def test_a_number_that_a_killed_controller_gives_again_names_another_attempt(cluster):
+    for restart in ("0", "1", "1"):
+        cluster.run(OUTCOME="saved", SLURM_RESTART_COUNT=restart)
+    assert [line[:2] for line in cluster.ledger()] == [["42", "0"], ["42", "1"], ["42", "2"]]
+    assert [line[7] for line in cluster.ledger()][:2] == ["saved", "saved"]
+
+
 def test_the_restart_limit_ends_the_job(cluster):
     code, output = cluster.run(OUTCOME="saved", FUSMAE_MAX_RESTARTS="2", SLURM_RESTART_COUNT="2")
     assert code == 1
