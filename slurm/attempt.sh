@@ -223,8 +223,8 @@ attempt_again() {
         "COMPLETING TimeLimit") ;; # late, but it may still go back
         COMPLETING* | CANCELLED*)
             pin=""
-            ! was_preempted || chain_keep
-            attempt_stop 1 "$end" "the job was ended from outside, and goes back into the queue only if SLURM says so"
+            was_cancelled "$state" || chain_keep
+            attempt_stop 1 "$end" "the job was ended from outside ($state); the run goes on only if SLURM says so"
             ;;
     esac
     if [ "$end" != saved ] && [ "$(stuck_attempts)" -ge "$MAX_STUCK_ATTEMPTS" ]; then

@@ -189,9 +189,10 @@ chain_go_on() {
     exit 0
 }
 
-# Whether SLURM took the nodes away for another job. With --no-requeue that cancels this one, but not its chain.
-was_preempted() {
-    [[ $(job_field PreemptTime) =~ ^[0-9] ]]
+# was_cancelled STATE: whether a person ended the job, by job_state's word. SLURM gives a reason when it did so because of a
+# node, and a time of preemption when it took the nodes away for another job.
+was_cancelled() {
+    [ "${1#* }" = None ] && ! [[ $(job_field PreemptTime) =~ ^[0-9] ]]
 }
 
 # chain_keep: leave the successor in the queue, whatever ends this job.
