@@ -1,5 +1,6 @@
 """The copy of the code that a job runs."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,15 @@ def test_the_copy_runs_by_itself_and_knows_its_commit(config, tmp_path):
     assert (tmp_path / "code" / "slurm" / "attempt.sh").exists()
     assert (tmp_path / "code" / "config.yaml").read_text() == "run: {}\n"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".partial")]
+
+
+def test_the_setup_file_goes_along_with_its_hash(config, tmp_path):
+    setup = tmp_path / "site.sh"
+    setup.write_text("module load CUDA\n")
+    snapshot.take(tmp_path / "code", config, setup)
+    assert (tmp_path / "code" / "setup.sh").read_bytes() == setup.read_bytes()
+    digest = hashlib.sha256(setup.read_bytes()).hexdigest()
+    assert (tmp_path / "code" / "SETUP").read_text() == f"{digest}  {setup}\n"
 
 
 def test_what_was_there_is_replaced(config, tmp_path):
