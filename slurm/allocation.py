@@ -14,6 +14,7 @@ CHAINS = ("requeue", "chain", "none")
 _DAY = "1-00:00:00"
 _RESTARTS_HELP = "how often the run may go on after an attempt that ended early (default 20)"
 _CHAIN_HELP = "how it goes on: the job goes back into the queue (default), another takes over, or a person decides"
+_PREFLIGHT_HELP = "FUSMAE_PREFLIGHT of the job (default: that of this shell, else 1 for two nodes and more)"
 _SITE_HELP = f"a site's values for what is not given here: {', '.join(names())}, or a YAML file"
 
 
@@ -28,6 +29,8 @@ class Allocation:
     cpus_per_rank: int | None
     time_min: int
     max_restarts: int
+    preflight: str
+    """0, 1 or full; empty: what the environment says."""
     job_name: str
     options: dict[str, str]
     """Those of `HANDED_THROUGH` that were given."""
@@ -60,6 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         add(f"--{option}", metavar=option.upper(), help="as sbatch takes it")
     add("--job-name", metavar="NAME", help="default: fusmae-CONFIG")
     add("--max-restarts", type=int, default=20, metavar="N", help=_RESTARTS_HELP)
+    add("--preflight", choices=("0", "1", "full"), help=_PREFLIGHT_HELP)
     add("--chain", choices=CHAINS, help=_CHAIN_HELP)
     add("--chain-options", metavar="WORDS", help="more options of sbatch for the jobs of a chain")
     add("--setup", metavar="FILE", help="what the batch script sources before it looks for Python")
@@ -121,6 +125,7 @@ def allocation(options: argparse.Namespace, name: str) -> Allocation:
         cpus_per_rank=options.cpus_per_gpu,
         time_min=minutes(options.time or _DAY),
         max_restarts=options.max_restarts,
+        preflight=options.preflight or "",
         job_name=options.job_name or name,
         options={known: value for known in HANDED_THROUGH if (value := getattr(options, known)) is not None},
         chain=options.chain or "requeue",

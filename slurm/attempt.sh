@@ -115,10 +115,12 @@ attempt_record() {
         mv "$run_dir/.attempts.$attempt" "$run_dir/attempts.tsv"
 }
 
-# How many attempts of this job or its chain in a row, this one included, ended without a step forward and without a save.
+# stuck_attempts END: how many attempts of this job or its chain in a row, this one included, ended without a step forward
+# and without a save. Those that failed in the preflight, which started no rank, are counted apart from the others.
 stuck_attempts() {
     chain_attempts |
-        awk -F '\t' '{ stuck = ($8 != "saved" && $7 <= $6) ? stuck + 1 : 0 } END { print stuck + 0 }'
+        awk -F '\t' -v end="$1" '$8 == "saved" || $7 > $6 { stuck = 0; next }
+            ($8 == "preflight") == (end == "preflight") { stuck++ } END { print stuck + 0 }'
 }
 
 # outcome_field outcome|step|attempt: a value of outcome.json, nothing when there is none.
@@ -146,10 +148,14 @@ blamed_node() {
     scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -Fx -- "${node:--}" || echo -
 }
 
-# Nodes that were blamed for so many failures of this run that it is to keep away from them, with commas.
+# Nodes that were blamed for so many failures of this run that it is to keep away from them, and those that failed its
+# preflight, with commas.
 bad_nodes() {
-    awk -F '\t' -v least="$BAD_NODE_AFTER" '$8 == "failed" && $9 != "-" && $9 != "" { count[$9]++ }
-        END { for (node in count) if (count[node] >= least) print node }' "$run_dir"/attempts/*.tsv | sort | paste -sd ,
+    {
+        awk -F '\t' -v least="$BAD_NODE_AFTER" '$8 == "failed" && $9 != "-" && $9 != "" { count[$9]++ }
+            END { for (node in count) if (count[node] >= least) print node }' "$run_dir"/attempts/*.tsv
+        cat "$run_dir/preflight/unfit" 2>/dev/null
+    } | sort -u | paste -sd ,
 }
 
 # How many nodes of the partition are up and not among those given.
@@ -161,22 +167,23 @@ nodes_without() {
 # keep_away JOB: have the job that goes on run without the run's bad nodes, as long as enough others are left. SLURM takes
 # this of a waiting job only, and this script lives on for a moment after a requeue.
 keep_away() {
-    local job=$1 bad had
+    local job=$1 bad had why="failed $BAD_NODE_AFTER times"
     bad=$(bad_nodes)
     [ -n "$bad" ] || return 0
+    [ ! -s "$run_dir/preflight/unfit" ] || why+=" or a preflight"
     if [ "$(nodes_without "$bad")" -lt "${SLURM_JOB_NUM_NODES:-1}" ]; then
-        say "$bad failed $BAD_NODE_AFTER times, but without it too few nodes are left"
+        say "$bad $why, but without it too few nodes are left"
         return 0
     fi
     had=$(job_field ExcNodeList "$job")
     for _ in 1 2 3 4 5 6 7 8 9 10; do
         if scontrol update JobId="$job" ExcNodeList="${had:+$had,}$bad" 2>/dev/null; then
-            say "$bad failed $BAD_NODE_AFTER times; the run keeps away from it"
+            say "$bad $why; the run keeps away from it"
             return 0
         fi
         sleep 0.2
     done
-    say "$bad failed $BAD_NODE_AFTER times, but SLURM does not exclude it; give sbatch --exclude=$bad"
+    say "$bad $why, but SLURM does not exclude it; give sbatch --exclude=$bad"
 }
 
 # State and reason, as in "RUNNING None". A job that is being ended says COMPLETING, whether it was cancelled,
@@ -227,7 +234,7 @@ attempt_again() {
             attempt_stop 1 "$end" "the job was ended from outside ($state); the run goes on only if SLURM says so"
             ;;
     esac
-    if [ "$end" != saved ] && [ "$(stuck_attempts)" -ge "$MAX_STUCK_ATTEMPTS" ]; then
+    if [ "$end" != saved ] && [ "$(stuck_attempts "$end")" -ge "$MAX_STUCK_ATTEMPTS" ]; then
         attempt_stop 1 "$end" "no step forward in $MAX_STUCK_ATTEMPTS attempts; mend the cause, then submit again"
     fi
     if [ "$restarts" -ge "$max_restarts" ]; then

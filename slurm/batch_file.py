@@ -1,6 +1,7 @@
 """The batch file of a run that `slurm.submit` starts: submitit's, with slurm/attempt.sh around the ranks."""
 
 import shlex
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,8 @@ from typing import Any
 import submitit
 
 from slurm.allocation import Allocation
-from slurm.container import container
-from slurm.snapshot import SETUP_NAME
+from slurm.container import Container, container
+from slurm.snapshot import CONFIG_NAME, SETUP_NAME
 
 WARNING_S = 120
 """How long before the time limit the ranks are asked to save; SLURM may ask up to a minute earlier."""
@@ -32,7 +33,14 @@ def warning_s(wanted: Allocation) -> int:
 
 
 def slurm_executor(
-    logs: Path, run_dir: Path, wanted: Allocation, *, code: Path, folders: list[str], offline: bool
+    logs: Path,
+    run_dir: Path,
+    wanted: Allocation,
+    overrides: list[str],
+    *,
+    code: Path,
+    folders: list[str],
+    offline: bool,
 ) -> submitit.SlurmExecutor:
     """An executor whose batch file records, meets and requeues as slurm/pretrain.sh does.
 
@@ -48,6 +56,8 @@ def slurm_executor(
         parameters["cpus_per_task"] = wanted.cpus_per_rank
         srun_args.append(f"--cpus-per-task={wanted.cpus_per_rank}")  # a step does not always inherit it
     python: str | None = None
+    around: Container | None = None
+    size = (str(wanted.ranks_per_node), str(wanted.cpus_per_rank or 1))
     if wanted.container:
         mounts: list[str | Path] = [Path.cwd(), run_dir, logs, code, *folders]
         around = container(wanted.container, mounts, wanted.container_mounts)
@@ -62,7 +72,12 @@ def slurm_executor(
         signal_delay_s=warning_s(wanted),
         srun_args=srun_args,
         additional_parameters=additional,
-        setup=_before(logs, run_dir, wanted, code),
+        setup=[
+            *_before(logs, run_dir, wanted, code),
+            f"srun_container=({shlex.join(around.srun_args() if around else [])})",
+            f"in_rank=({python or shlex.quote(sys.executable)})",
+            shlex.join(["preflight", *size, str(code / CONFIG_NAME), *overrides]),
+        ],
         teardown=["attempt_end $?"],
         **parameters,
     )
@@ -74,9 +89,11 @@ def code_folder(run_dir: Path) -> Path:
     return run_dir / "code" / datetime.now().strftime("submitted-%Y%m%dT%H%M%S")
 
 
-def batch_file(logs: Path, run_dir: Path, wanted: Allocation, folders: list[str]) -> str:
+def batch_file(logs: Path, run_dir: Path, wanted: Allocation, overrides: list[str], folders: list[str]) -> str:
     """The text that sbatch would be given."""
-    executor = slurm_executor(logs, run_dir, wanted, code=code_folder(run_dir), folders=folders, offline=True)
+    executor = slurm_executor(
+        logs, run_dir, wanted, overrides, code=code_folder(run_dir), folders=folders, offline=True
+    )
     return executor._make_submission_file_text(executor._submitit_command_str, uid="")
 
 
@@ -92,8 +109,10 @@ def _before(logs: Path, run_dir: Path, wanted: Allocation, code: Path) -> list[s
         f"export PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}}",
         "export PYTHONSAFEPATH=1  # python -m would take the code of the folder of submission first",
         f"source {root}/slurm/attempt.sh",
+        f"source {root}/slurm/preflight.sh",
         f"attempt_begin {run} {wanted.max_restarts}",
         "trap : TERM  # to outlive srun, and say how the attempt ended",
+        *([f"FUSMAE_PREFLIGHT={wanted.preflight}"] if wanted.preflight else []),
     ]
 
 

@@ -12,6 +12,7 @@ ENDS = {
     "saved": "saved on a warning, went back into the queue",
     "stopped": "stopped by the file STOP",
     "failed": "a rank failed or hung",
+    "preflight": "nodes failed the preflight; no rank was started",
     "fatal": "settings that cannot work; not tried again",
     "interrupted": "killed before it could say: its node or SLURM ended it",
     "unknown": "the ranks left no word",
@@ -38,7 +39,8 @@ class Attempt:
     end: str
     """A word of `ENDS`, or `running`."""
     suspect: str | None
-    """The node that is blamed for a failure, where that is clear; a run keeps away from one that was blamed twice."""
+    """The node that is blamed for a failure, where that is clear; a run keeps away from one that was blamed twice. The
+    nodes that failed a preflight, with commas; a run keeps away from them at once."""
 
     @property
     def is_local(self) -> bool:

@@ -13,6 +13,8 @@
 #   FUSMAE_MAX_RESTARTS   how often the run may go on after an attempt that ended early (default 20)
 #   FUSMAE_CHAIN          how it goes on: requeue (default), chain or none; see slurm/chain.sh
 #   FUSMAE_SETUP, FUSMAE_CONTAINER, FUSMAE_CONTAINER_MOUNTS, FUSMAE_RUN_PREFIX    see slurm/container.sh
+#   FUSMAE_PREFLIGHT      1: each node looks at itself first (default for two nodes and more); 0: none does; full: the
+#                         packages are imported too, and all ranks compute and reduce for some seconds
 #
 # Exit code: 0 done, or the run goes on in the queue; 1 failed; 2 wrong usage or settings, not tried again.
 #SBATCH --job-name=fusmae
@@ -210,6 +212,8 @@ export PYTHONPATH=$code${original_path:+:$original_path}
 container_sees "$code"
 # shellcheck source=slurm/attempt.sh
 source "$code/slurm/attempt.sh"
+# shellcheck source=slurm/preflight.sh
+source "$code/slurm/preflight.sh"
 read -ra rank_prefix <<<"${FUSMAE_RUN_PREFIX:-}"
 in_rank=(${rank_prefix[@]+"${rank_prefix[@]}"} ${prefix[@]+"${prefix[@]}"} "$python")
 if [ -n "$is_local" ]; then
@@ -222,7 +226,9 @@ attempt_begin "$run_dir" "$max_restarts"
 [ -z "$asked_to_stop" ] || attempt_again saved
 # The step's CPUs are given in one way only: srun refuses --cpus-per-gpu beside --cpus-per-task.
 unset SLURM_CPUS_PER_GPU
+cpus_per_rank=${SLURM_CPUS_PER_TASK:-$((cpus / ranks))}
+preflight "$ranks" "$cpus_per_rank" "$code/config.yaml" "$@"
 run_and_wait srun ${srun_container[@]+"${srun_container[@]}"} --kill-on-bad-exit=1 --label \
-    --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" \
-    --cpus-per-task="${SLURM_CPUS_PER_TASK:-$((cpus / ranks))}" "${in_rank[@]}" -u -m slurm.task "$code/config.yaml" "$@"
+    --ntasks=$((SLURM_JOB_NUM_NODES * ranks)) --ntasks-per-node="$ranks" --cpus-per-task="$cpus_per_rank" \
+    "${in_rank[@]}" -u -m slurm.task "$code/config.yaml" "$@"
 attempt_end "$rc"

@@ -120,7 +120,8 @@ def describe(status: Status) -> str:
         ended = "-" if attempt.ended is None else f"{attempt.ended:%m-%d %H:%M:%S}"
         steps = f"{attempt.first_step}-{attempt.last_step}"
         what = f"{attempt.end}: {ENDS[attempt.end]}" if attempt.end in ENDS else attempt.end
-        what += f", first on {attempt.suspect}" if attempt.suspect else ""
+        if attempt.suspect:
+            what += f": {attempt.suspect}" if attempt.end == "preflight" else f", first on {attempt.suspect}"
         name, began = f"{attempt.job}.{attempt.restart}", f"{attempt.began:%m-%d %H:%M:%S}"
         rows.append((name, attempt.nodes, began, ended, steps, str(attempt.steps_lost), what))
     return "\n".join([head, "", *table(rows)])

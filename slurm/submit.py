@@ -74,7 +74,7 @@ def submit_slurm(
         raise ConfigError("sbatch or srun not found; submit from a login node, or give --cluster local or --dry-run")
     code = code_folder(run_dir)
     snapshot.take(code, config, wanted.setup)
-    executor = slurm_executor(logs, run_dir, wanted, code=code, folders=folders, offline=False)
+    executor = slurm_executor(logs, run_dir, wanted, overrides, code=code, folders=folders, offline=False)
     try:
         return executor.submit(Rank(argv=(str(code / snapshot.CONFIG_NAME), *overrides)))
     except submitit.core.utils.FailedJobError as refusal:
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
 
     if options.dry_run:
         if options.cluster == "slurm":
-            print(batch_file(logs, run_dir, wanted, folders))
+            print(batch_file(logs, run_dir, wanted, overrides, folders))
         else:
             ranks = wanted.ranks_per_node if options.cluster == "local" else 1
             print(f"{ranks} ranks on this machine of: python -m pipeline.pretrain {shlex.join(arguments)}")

@@ -24,6 +24,8 @@ class LabConfig:
     cpus: int = 1
     """Of a node; more than the machine has is allowed."""
     memory_mib: int = 4000
+    gpus: int = 0
+    """Of a node; files stand for the devices, so SLURM counts and gives them, and nothing can use them."""
     node_timeout_s: int = 5
     """Silence after which the controller gives a node up."""
     kill_wait_s: int = 5
@@ -131,12 +133,21 @@ def write_files(config: LabConfig, folder: Path, addresses: list[str], controlle
         "PreemptMode=REQUEUE",
         "JobAcctGatherType=jobacct_gather/none",
         "AccountingStorageType=accounting_storage/none",
+        *(["GresTypes=gpu"] if config.gpus else []),
         *config.extra,
     ]
+    gres = []
     hosts = ["127.0.0.1 localhost", f"{controller} {host}"]
     for name, address, node_port in zip(config.names, addresses, node_ports, strict=True):
         where = f"NodeHostname={name if own_hosts else host} NodeAddr={address} Port={node_port}"
-        lines.append(f"NodeName={name} {where} CPUs={config.cpus} RealMemory={config.memory_mib} State=UNKNOWN")
+        size = f"CPUs={config.cpus} RealMemory={config.memory_mib}" + (
+            f" Gres=gpu:{config.gpus}" if config.gpus else ""
+        )
+        lines.append(f"NodeName={name} {where} {size} State=UNKNOWN")
+        for number in range(config.gpus):
+            device = folder / "etc" / f"{name}-gpu{number}"
+            device.touch()  # one without a file counts as none
+            gres.append(f"NodeName={name} Name=gpu File={device}")
         hosts.append(f"{address} {name}")
     common = "Nodes=ALL MaxTime=INFINITE State=UP"
     lines += [
@@ -144,6 +155,7 @@ def write_files(config: LabConfig, folder: Path, addresses: list[str], controlle
         f"PartitionName=high {common} PriorityTier=10 PreemptMode=OFF",
     ]
     (folder / "etc" / "slurm.conf").write_text("\n".join(lines) + "\n")
+    (folder / "etc" / "gres.conf").write_text("".join(f"{line}\n" for line in gres))
     (folder / "etc" / "hosts").write_text("\n".join(hosts) + "\n")
     (folder / "etc" / "resolv.conf").write_text("options timeout:1 attempts:1\n")
     (folder / "etc" / "cgroup.conf").write_text(f"CgroupPlugin={_cgroup_plugin()}\n")

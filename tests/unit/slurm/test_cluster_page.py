@@ -5,7 +5,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 UNIT = "tests/unit/slurm"
-TESTS = ["tests/cluster/test_slurm_training.py", f"{UNIT}/test_pretrain_script.py", f"{UNIT}/test_chain.py"]
+TESTS = [
+    "tests/cluster/test_slurm_training.py",
+    "tests/cluster/test_slurm_preflight.py",
+    *(f"{UNIT}/test_{name}.py" for name in ("pretrain_script", "preflight_script", "chain")),
+]
 
 
 def rows() -> list[list[str]]:

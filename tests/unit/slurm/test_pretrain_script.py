@@ -105,6 +105,7 @@ class Cluster:
             "UP": "unresolvable-1 unresolvable-2 unresolvable-3",
             "SLURM_JOB_PARTITION": "main",
             "SRUN_SAYS": "",
+            "FUSMAE_PREFLIGHT": "0",  # tests/unit/slurm/test_preflight_script.py
         }
 
     def start(self, *arguments: str, script: Path = SCRIPT, **environ: str) -> subprocess.Popen[str]:
@@ -145,7 +146,9 @@ def test_bash_can_read_it(script):
     subprocess.run(["bash", "-n", str(ROOT / "slurm" / script)], check=True)
 
 
-@pytest.mark.parametrize("script", ["slurm/pretrain.sh", "slurm/attempt.sh", ".ci/run", ".ci/find-python"])
+@pytest.mark.parametrize(
+    "script", ["slurm/pretrain.sh", "slurm/attempt.sh", "slurm/preflight.sh", ".ci/run", ".ci/find-python"]
+)
 def test_shellcheck_finds_nothing(script):
     if shutil.which("shellcheck") is None:
         return  # not among what a user must have; `bash -n` above always runs

@@ -34,7 +34,7 @@ def ledger(run: Path, *rows: tuple[str, int, str, float, float | None, int, int,
                 str(first),
                 str(last),
                 end,
-                "n2" if end == "failed" else "-",
+                "n2" if end in ("failed", "preflight") else "-",
             ]
         )
         for job, restart, nodes, began, ended, first, last, end in rows
@@ -119,6 +119,11 @@ def test_the_node_where_it_began_is_told(run):
     ledger(run, ("7", 0, "n[1-2]", 0, 50, 0, 37, "failed"))
     assert read_attempts(run)[0].suspect == "n2"
     assert describe(read_status(run)).endswith("failed: a rank failed or hung, first on n2")
+
+
+def test_nodes_that_failed_the_preflight_are_told(run):
+    ledger(run, ("7", 0, "n[1-2]", 0, 50, 0, 0, "preflight"))
+    assert describe(read_status(run)).endswith("preflight: nodes failed the preflight; no rank was started: n2")
 
 
 def test_a_job_of_a_new_cluster_with_a_lower_number_comes_after(run):

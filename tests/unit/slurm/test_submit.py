@@ -2,6 +2,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,12 @@ def test_a_dry_run_prints_the_batch_file_and_writes_nothing(config, capsys):
         f"--output={run}/submitit/%j/%j_0_log.out",
     ):
         assert f"#SBATCH {line}" in lines
-    (source,) = [line for line in lines if line.startswith("source ")]
+    source, other = [line for line in lines if line.startswith("source ")]
     assert re.fullmatch(rf"source {run}/code/submitted-\d{{8}}T\d{{6}}/slurm/attempt.sh", source)
+    assert other == source.replace("attempt.sh", "preflight.sh")
+    assert f"in_rank=({sys.executable})" in lines
+    assert f"preflight 4 6 {Path(source[7:]).parents[1]}/config.yaml model.width=192" in lines
+    assert not [line for line in lines if "FUSMAE_PREFLIGHT" in line]
     assert f"export PYTHONPATH={Path(source[7:]).parents[1]}${{PYTHONPATH:+:$PYTHONPATH}}" in lines
     assert f"attempt_begin {run} 7" in lines
     (srun,) = [line for line in lines if line.startswith("srun ")]
@@ -64,6 +69,15 @@ def test_a_dry_run_prints_the_batch_file_and_writes_nothing(config, capsys):
     assert "-m submitit.core._submit" in srun
     assert lines[-1] == "attempt_end $?"
     assert not run.exists()
+
+
+def test_the_jobs_preflight_is_asked_for_and_its_settings_are_quoted(config, capsys):
+    arguments = [str(config), "log.wandb=my project", "--gpus-per-node", "0", "--preflight", "full", "--dry-run"]
+    assert submit.main(arguments) == 0
+    lines = lines_of(capsys)
+    (preflight,) = [line for line in lines if line.startswith("preflight ")]
+    assert lines.index("FUSMAE_PREFLIGHT=full") < lines.index(preflight)
+    assert preflight.endswith("/config.yaml 'log.wandb=my project'") and " 1 1 " in preflight
 
 
 def test_the_batch_file_is_one_that_bash_can_read(config, capsys, tmp_path):
@@ -174,6 +188,7 @@ def start_two_ranks(tmp_path, monkeypatch, main):
         cpus_per_rank=None,
         time_min=2,
         max_restarts=0,
+        preflight="",
         job_name="t",
         options={},
     )

@@ -22,8 +22,12 @@ job_command=("$submitit_logs/${FUSMAE_CHAIN_ID:-$SLURM_JOB_ID}/${FUSMAE_CHAIN_ID
 export PYTHONPATH=/runs/first/code/submitted-NOW${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # python -m would take the code of the folder of submission first
 source /runs/first/code/submitted-NOW/slurm/attempt.sh
+source /runs/first/code/submitted-NOW/slurm/preflight.sh
 attempt_begin /runs/first 20
 trap : TERM  # to outlive srun, and say how the attempt ended
+srun_container=()
+in_rank=(apptainer exec --nv --pwd /home/user --bind /home/user:/home/user,/runs/first:/runs/first,/data/ben:/data/ben '/images/fusmae 1.sif' env PYTHONPATH=/runs/first/code/submitted-NOW PYTHONSAFEPATH=1 python3)
+preflight 4 1 /runs/first/code/submitted-NOW/config.yaml
 
 # command
 export SUBMITIT_EXECUTOR=slurm

@@ -33,8 +33,12 @@ source_setup /runs/first/code/submitted-NOW/setup.sh
 export PYTHONPATH=/runs/first/code/submitted-NOW${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # python -m would take the code of the folder of submission first
 source /runs/first/code/submitted-NOW/slurm/attempt.sh
+source /runs/first/code/submitted-NOW/slurm/preflight.sh
 attempt_begin /runs/first 20
 trap : TERM  # to outlive srun, and say how the attempt ended
+srun_container=()
+in_rank=(/usr/bin/python3)
+preflight 4 16 /runs/first/code/submitted-NOW/config.yaml data.cache_dir=/scratch/fusmae
 
 # command
 export SUBMITIT_EXECUTOR=slurm

@@ -19,8 +19,12 @@ export FUSMAE_CHAIN=requeue
 export PYTHONPATH=/runs/first/code/submitted-NOW${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # python -m would take the code of the folder of submission first
 source /runs/first/code/submitted-NOW/slurm/attempt.sh
+source /runs/first/code/submitted-NOW/slurm/preflight.sh
 attempt_begin /runs/first 20
 trap : TERM  # to outlive srun, and say how the attempt ended
+srun_container=()
+in_rank=(/usr/bin/python3)
+preflight 4 8 /runs/first/code/submitted-NOW/config.yaml
 
 # command
 export SUBMITIT_EXECUTOR=slurm

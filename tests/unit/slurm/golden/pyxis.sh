@@ -18,8 +18,12 @@ export FUSMAE_CHAIN=requeue
 export PYTHONPATH=/runs/first/code/submitted-NOW${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONSAFEPATH=1  # python -m would take the code of the folder of submission first
 source /runs/first/code/submitted-NOW/slurm/attempt.sh
+source /runs/first/code/submitted-NOW/slurm/preflight.sh
 attempt_begin /runs/first 20
 trap : TERM  # to outlive srun, and say how the attempt ended
+srun_container=('--container-image=nvcr.io#nvidia/pytorch:26.01-py3' --container-mounts=/home/user:/home/user,/runs/first:/runs/first,/data/ben:/data/ben,/data/ben:/data/ben:ro --container-workdir=/home/user)
+in_rank=(env PYTHONPATH=/runs/first/code/submitted-NOW PYTHONSAFEPATH=1 python3)
+preflight 8 1 /runs/first/code/submitted-NOW/config.yaml
 
 # command
 export SUBMITIT_EXECUTOR=slurm
