@@ -37,7 +37,7 @@ def states(run: ClusterRun) -> list[str]:
 
 def wait_over(run: ClusterRun) -> None:
     """Until no job of the chain runs or waits."""
-    run.lab.wait(lambda: not {"PENDING", "RUNNING", "COMPLETING"} & set(states(run)), "the chain ends", timeout_s=240)
+    run.lab.wait(lambda: not {"PENDING", "RUNNING", "COMPLETING"} & set(states(run)), "the chain ends", timeout_s=400)
     run.is_closed = True
 
 

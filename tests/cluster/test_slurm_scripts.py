@@ -29,7 +29,7 @@ TRAINER = """#!/bin/bash
 for word; do case $word in run.dir=*) dir=${word#*=} ;; esac; done
 case "$*" in
     *"--print run.dir") echo "$dir" ;;
-    "-m slurm.snapshot "*) exec "$REAL_PYTHON" "$@" ;;
+    "-m slurm.snapshot "* | "-m pipeline.local_folders "*) exec "$REAL_PYTHON" "$@" ;;
     "-u -m slurm.task "*)
         trap 'stop=1' USR2
         if [ "$SLURM_PROCID" != 0 ]; then
@@ -211,6 +211,24 @@ def test_without_a_chain_the_command_that_is_said_goes_on(run: Counting) -> None
     run.job = said.split()[-1]
     run.wait_over()
     assert [end for _, _, end in run.attempts()] == ["saved", "done"], run.said()
+
+
+@pytest.mark.slow
+def test_a_run_in_a_container_is_requeued_from_outside_it(run: Counting) -> None:
+    # As the real one: it begins in a folder, sees what it is told to see, and becomes what it starts.
+    stand_in, image, setup = run.folder / "apptainer", run.folder / "image.sif", run.folder / "setup.sh"
+    stand_in.write_text(f'#!/bin/bash\necho "$*" >> {run.folder}/calls\nshift 7\nexec "$@"\n')
+    stand_in.chmod(0o755)
+    image.touch()
+    setup.write_text(f"export PATH={run.folder}:$PATH FUSMAE_CONTAINER=apptainer:{image}\n")
+    run.submit(FUSMAE_SETUP=str(setup))
+    os.kill(rank_pid(run.lab, run.job, 1), signal.SIGKILL)
+    run.lab.wait(lambda: len(run.attempts()) == 2, "the second attempt begins", timeout_s=90)
+    run.wait_over()
+    assert [end for _, _, end in run.attempts()] == ["failed", "done"], run.said()
+    calls = (run.folder / "calls").read_text().splitlines()
+    ranks = [line for line in calls if line.startswith("exec --nv") and " -u -m slurm.task " in line]
+    assert len(ranks) == 4 and all(f"{image} env PYTHONPATH={run.dir}/code/{run.job}" in line for line in ranks)
 
 
 def test_an_element_of_a_sweep_that_is_killed_comes_back_alone(run: Counting) -> None:
