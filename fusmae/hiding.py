@@ -57,13 +57,7 @@ def hide(
         varying = sample_varying_masks(masking, config.num_patches, config.modality_names, random)
         masks = {name: varying.masks[name] for name in names}
         counts = varying.counts_BK[:, [config.modality_names.index(name) for name in names]]
-        packing = pack(
-            masks,
-            counts,
-            global_token=config.global_token,
-            decode_global_token=config.decode_global_token,
-            decode_everything=config.decoder_fusion == "multimae",
-        )
+        packing = _packed(config, masks, counts)
         return Hiding({n: ModalityMask(None, None, mask) for n, mask in masks.items()}, None, packing, hidden_bands)
     drawn = sample_masks(masking, config.num_patches, config.modality_names, random)
     queries = {}
@@ -73,6 +67,36 @@ def hide(
         num_predicted = num_masked if predict_all else config.num_predicted
         queries[name] = sample_queries(drawn[name], num_predicted, number, random)
     return Hiding({name: drawn[name] for name in names}, queries, None, hidden_bands)
+
+
+def hide_given(config: FusMAEConfig, masks: dict[str, Tensor]) -> Hiding:
+    """Hide what `masks`, (B, N) bool by given modality, say; all patches are predicted, the visible ones too.
+
+    Raises ValueError where decoders take the same number of visible patches of all samples and theirs differ.
+    """
+    kept = {name: ModalityMask(None, None, mask_BN) for name, mask_BN in masks.items()}
+    counts_BK = torch.stack([(~mask_BN).sum(1) for mask_BN in masks.values()], dim=1).cpu()
+    if config.decoder_attention != "cross":
+        return Hiding(kept, None, _packed(config, masks, counts_BK), {})
+    if (counts_BK != counts_BK[:1]).any():
+        raise ValueError("decoder_attention 'cross' takes masks that hide the same number of patches in all samples")
+    queries = {}
+    for (name, mask_BN), num_visible in zip(masks.items(), counts_BK[0].tolist(), strict=True):
+        order_BN = mask_BN.to(torch.uint8).argsort(dim=1, stable=True)
+        kept[name] = ModalityMask(order_BN[:, :num_visible], order_BN[:, num_visible:], mask_BN)
+        # Here mask tokens see no other mask token, so that asking for more of them changes none.
+        queries[name] = torch.arange(config.num_patches, device=mask_BN.device).expand_as(mask_BN)
+    return Hiding(kept, queries, None, {})
+
+
+def _packed(config: FusMAEConfig, masks: dict[str, Tensor], counts_BK: Tensor) -> Packing:
+    return pack(
+        masks,
+        counts_BK,
+        global_token=config.global_token,
+        decode_global_token=config.decode_global_token,
+        decode_everything=config.decoder_fusion == "multimae",
+    )
 
 
 def visible_contents(

@@ -53,6 +53,17 @@ def check_valid(config: FusMAEConfig, valid: dict[str, Tensor], patches: dict[st
             )
 
 
+def check_masks(config: FusMAEConfig, hidden: dict[str, Tensor], patches: dict[str, Tensor]) -> None:
+    """ValueError unless masks are (B, N) bool of modalities whose images are given."""
+    if not hidden or (missing := sorted(set(hidden) - set(patches))):
+        named = ", ".join(missing) if hidden else "no modality"
+        raise ValueError(f"masks of {named} were given, and images of {', '.join(patches)}")
+    for name, mask_BN in hidden.items():
+        shape = (len(patches[name]), config.num_patches)
+        if mask_BN.dtype != torch.bool or tuple(mask_BN.shape) != shape:
+            raise ValueError(f"the mask of {name} is {mask_BN.dtype} {tuple(mask_BN.shape)}; it takes bool {shape}")
+
+
 def check_random(random: CounterRandom, patches: dict[str, Tensor]) -> None:
     """ValueError unless there are random numbers for each sample, on its device."""
     first = next(iter(patches.values()))

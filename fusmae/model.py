@@ -16,9 +16,9 @@ from fusmae.config import FusMAEConfig
 from fusmae.decoder import Decoder
 from fusmae.encoder import Encoder
 from fusmae.flops import forward_flops
-from fusmae.hiding import Hiding, hide, visible_contents
+from fusmae.hiding import Hiding, hide, hide_given, visible_contents
 from fusmae.initialise import initialise
-from fusmae.inputs import check_random, check_valid, patches_of
+from fusmae.inputs import check_masks, check_random, check_valid, patches_of
 from fusmae.losses import masked_mse
 from fusmae.masking import Masks
 from fusmae.patch import (
@@ -176,6 +176,37 @@ class FusMAE(nn.Module):
             pixel_masks[name] = unpatchify(mask_BNP, patch_size, size, size)[:, 0]
         return Reconstruction(filled, pixel_masks, hiding.masks)
 
+    @torch.no_grad()
+    def fill(self, images: dict[str, Tensor], hidden: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Images (B, C, H, W) of the modalities in `hidden`, the patches that it hides as predicted from all others.
+
+        Args:
+            images: normalised images of one modality or more; what is in hidden patches is not looked at.
+            hidden: (B, N) bool by modality, true where hidden; a modality that is not named is seen whole.
+
+        Raises ValueError under another `target_norm` than none: its predictions are relative to what is hidden.
+        """
+        size, patch_size = self.config.image_size, self.config.patch_size
+        if self.config.target_norm != "none":
+            raise ValueError(
+                f"a model of target_norm '{self.config.target_norm}' predicts patches relative to their own mean and "
+                "deviation, which are not known of hidden ones"
+            )
+        patches = patches_of(self.config, images)
+        check_masks(self.config, hidden, patches)
+        nothing_BN = torch.zeros_like(next(iter(patches.values()))[:, :, 0], dtype=torch.bool)
+        hiding = hide_given(self.config, {name: hidden.get(name, nothing_BN) for name in patches})
+        predictions = self._predict_hidden(patches, hiding, None)
+        return {
+            name: unpatchify(
+                torch.where(mask_BN[:, :, None], predictions[name].to(patches[name].dtype), patches[name]),
+                patch_size,
+                size,
+                size,
+            )
+            for name, mask_BN in hidden.items()
+        }
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are tables of tokens though they look like matrices: they do not decay."""
         return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in _TABLES}
@@ -200,12 +231,17 @@ class FusMAE(nn.Module):
     ) -> tuple[dict[str, Tensor], Hiding]:
         check_random(random, patches)
         hiding = hide(self.config, list(patches), random, training=self.training, predict_all=predict_all)
-        contents = visible_contents(self.config, patches, hiding, random if shuffle_visible else None)
+        return self._predict_hidden(patches, hiding, random if shuffle_visible else None), hiding
+
+    def _predict_hidden(
+        self, patches: dict[str, Tensor], hiding: Hiding, shuffle: CounterRandom | None
+    ) -> dict[str, Tensor]:
+        contents = visible_contents(self.config, patches, hiding, shuffle)
         visible = {name: hiding.visible_ids(name) for name in patches}
         tokens = {name: self.projections[name](contents[name], self.positions(visible[name])) for name in patches}
         if hiding.packing is not None:
             latents_1RD, global_BD = self.encoder.packed(torch.cat([*tokens.values()], dim=1), hiding.packing)
-            return self.decoder.packed(latents_1RD, global_BD, hiding.packing), hiding
+            return self.decoder.packed(latents_1RD, global_BD, hiding.packing)
         latents, global_BD = self.encoder(tokens)
         assert hiding.queries is not None
-        return self.decoder(latents, global_BD, visible, hiding.queries), hiding
+        return self.decoder(latents, global_BD, visible, hiding.queries)

@@ -97,6 +97,11 @@ class ImageTransform:
         mean_C, std_C = self._statistics(modality, images.device)
         return images * std_C + mean_C
 
+    def normalise(self, modality: str, images: Tensor) -> Tensor:
+        """The inverse of `denormalise`."""
+        mean_C, std_C = self._statistics(modality, images.device)
+        return (images - mean_C) / std_C
+
     def _plane(self, batch: Batch, band: "_Band | None") -> Tensor:
         if band is None:
             return torch.zeros((len(batch), self._patch_size, self._patch_size), device=batch.sample_id.device)

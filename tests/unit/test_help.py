@@ -17,6 +17,7 @@ PROMISED = {
     "pipeline.evaluate",
     "pipeline.export",
     "pipeline.report",
+    "pipeline.restore",
     "pipeline.demo",
     "pipeline.stream",
     "slurm.submit",
