@@ -1,8 +1,8 @@
-# make setup | demo | test | check | bench | test-full; each makes .venv by itself, once.
+# make setup | demo | test | check | docs | bench | test-full; each makes .venv by itself, once.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full bench check lint types fast s3-server
+.PHONY: help setup demo test test-full bench check docs lint types fast s3-server
 
 PY := .venv/bin/python
 PYTEST = PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_ARGS)
@@ -14,6 +14,7 @@ PARALLEL = -n auto --maxprocesses 4 --dist loadfile
 PINS := $(shell cat requirements.txt requirements-dev.txt | sha256sum | cut -c1-16)
 STAMP := .venv/.installed-$(PINS)
 SWIFT_STAMP := .swift/.installed-$(shell sha256sum < requirements-s3-server.txt | cut -c1-16)
+DOCS_STAMP := .docs-venv/.installed-$(shell sha256sum < requirements-docs.txt | cut -c1-16)
 
 help:
 	@echo "make setup      .venv with everything in it, and the sample data of the demo"
@@ -21,6 +22,7 @@ help:
 	@echo "make check      format, lint, types, fast tests: what to run before a commit"
 	@echo "make test       the suite as CI runs it"
 	@echo "make test-full  the suite and the long matrices"
+	@echo "make docs       the documentation as a site, site/index.html; a broken link fails"
 	@echo "make bench      measure the stream, the build, the model and the engine, into docs/benchmarks.md"
 
 $(STAMP):
@@ -40,6 +42,16 @@ $(SWIFT_STAMP):
 	@touch $@
 
 s3-server: $(SWIFT_STAMP)
+
+# What makes the site, in an environment of its own: nothing else needs it.
+$(DOCS_STAMP):
+	@python="$$(bash .ci/find-python)"; \
+	rm -rf .docs-venv; "$$python" -m venv .docs-venv
+	.docs-venv/bin/python -m pip install --disable-pip-version-check --quiet -r requirements-docs.txt
+	@touch $@
+
+docs: $(STAMP) $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 .docs-venv/bin/mkdocs build --strict --quiet
 
 setup: $(STAMP)
 	@$(PY) -m pipeline.demo --fetch-only
