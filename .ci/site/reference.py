@@ -118,7 +118,7 @@ def _described(parser: argparse.ArgumentParser, level: int) -> list[str]:
                 rows.append([_invocation(parser, action), _meaning(parser, action)])
         if rows:
             title = {"positional arguments": "Arguments", "options": "Options"}.get(group.title or "", group.title)
-            lines += [f"{'#' * level} {str(title).capitalize()}", "", *table(["", ""], rows), ""]
+            lines += [f"{'#' * level} {str(title).capitalize()}", "", *table(["", "what it does"], rows), ""]
     for name, of_command in nested:
         lines += [f"{'#' * level} {name}", "", *_described(of_command, level + 1)]
     if parser.epilog:
@@ -148,7 +148,7 @@ def _lines_if(text: str) -> list[str]:
 
 def pages() -> dict[str, str]:
     """All pages of the reference by their path in the site."""
-    os.environ["COLUMNS"] = "100"  # argparse folds usage lines by it
+    os.environ["COLUMNS"] = "84"  # argparse folds usage lines by it
     modules = commands()
     made = {f"reference/{module}.md": command_page(module) for module in modules}
     made |= settings_pages()

@@ -9,6 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from tables import code, prose, table
 
+_HEAD = ["key", "value", "default", "what it does"]
 _NAMES = {bool: "true or false", int: "whole number", float: "number", str: "text"}
 
 
@@ -80,7 +81,7 @@ def _group(cls: type, prefix: str, leave_out: tuple[str, ...]) -> list[str]:
     lines = []
     if rows:
         head = [f"## {prefix.rstrip('.') or 'Without a group'}", "", prose(inspect.getdoc(cls) or ""), ""]
-        lines += [*head, *table(["key", "value", "default", ""], rows), ""]
+        lines += [*head, *table(_HEAD, rows), ""]
     for item, name in listed:
         keys = get_type_hints(item)
         said = field_docs(item)
@@ -88,7 +89,7 @@ def _group(cls: type, prefix: str, leave_out: tuple[str, ...]) -> list[str]:
             [code(f.name), _type_name(keys[f.name]), _default(f), prose(said.get(f.name, ""))] for f in fields(item)
         ]
         lines += [f"### Each of {name}", "", prose(inspect.getdoc(item) or ""), ""]
-        lines += [*table(["key", "value", "default", ""], of_item), ""]
+        lines += [*table(_HEAD, of_item), ""]
     for group, name in inner:
         lines += _group(group, name, ())
     return lines
