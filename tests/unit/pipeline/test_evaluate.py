@@ -74,13 +74,17 @@ def make_run(folder: Path, url: str, target_norm: str = "none") -> Path:
     checkpoint.mkdir(parents=True)
     (run / "config.yaml").write_text(CONFIG.format(url=url, run=run, target_norm=target_norm))
     torch.manual_seed(0)
-    model = FusMAE(model_config(load_settings(run / "config.yaml", [])))
+    store_weights(run, FusMAE(model_config(load_settings(run / "config.yaml", []))))
+    return run
+
+
+def store_weights(run: Path, model: FusMAE) -> None:
+    checkpoint = run / "checkpoints" / "step-00000007"
     weights = checkpoint / "model.safetensors"
     save_file(model.state_dict(), weights)
     crc = google_crc32c.value(weights.read_bytes())
     files = {weights.name: [weights.stat().st_size, crc]}
     (checkpoint / "manifest.json").write_text(json.dumps({"step": 7, "world_size": 1, "files": files}))
-    return run
 
 
 @pytest.fixture(scope="module")
