@@ -15,6 +15,7 @@ from rasterio.transform import Affine
 
 BANDS_10M = ("B02", "B03", "B04", "B08")
 BANDS_12 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
+BANDS_13 = (*BANDS_12[:10], "B10", *BANDS_12[10:])
 SIDES = {"B01": 20, "B09": 20, **dict.fromkeys(("B05", "B06", "B07", "B8A", "B11", "B12"), 60)}
 MEANS = {
     "VV": -12.6, "VH": -19.3, "B01": 340, "B02": 430, "B03": 614, "B04": 590, "B05": 950, "B06": 1792, "B07": 2075,
@@ -246,3 +247,18 @@ def _write_mappings(root: Path, patches: list[Patch]) -> None:
         header = f"patch_id,{'s1_name' if kind == 's1' else kind}\n"
         quoted = "".join(f'{key},"{value}"\n' for key, value in rows)
         (root / f"patch_id_{kind}_mapping.csv").write_text(header + quoted)
+
+
+def write_sen12ms_patch(root, season, scene, patch, halves=("s1", "s2", "lc")):
+    """The 256-px patches of SEN12MS in its published layout; pixels by band, and the land cover."""
+    rng = np.random.default_rng(sum(patch.encode()) + scene)
+    corner = (500_000 + 2560 * int(patch[1:]), 5_400_000)
+    planes = {
+        "s1": np.stack([-12 + 4 * smooth(rng, 256), -19 + 4 * smooth(rng, 256)]).astype(np.float32),
+        "s2": np.stack([1500 * (1.1 + smooth(rng, 256)) for _ in BANDS_13]).astype(np.uint16),
+        "lc": rng.integers(1, 18, (4, 256, 256)).astype(np.uint8),
+    }
+    for half in halves:
+        path = root / season / f"{half}_{scene}" / f"{season}_{half}_{scene}_{patch}.tif"
+        write_tif(path, planes[half], corner, crs="EPSG:32633")
+    return dict(zip(("VV", "VH", *BANDS_13), (*planes["s1"], *planes["s2"]), strict=True)), planes["lc"]

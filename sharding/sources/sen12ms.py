@@ -5,6 +5,8 @@
     ROOT/ROIs1158_spring/lc_<scene>/ROIs1158_spring_lc_<scene>_p<n>.tif     land cover in four schemes; may be absent
     ROOT/train_list.txt, test_list.txt, SEN12MS_holdOutScenes.txt, IGBP_probability_labels.pkl; or in ROOT/splits/
 
+A scene has the labels of all classes that cover a tenth of it, and the attribute `dominant_label` names the largest.
+
 Splits: with the lists a patch is in train, in test or in neither; without them the scenes held out are test and all
 others train. Names tell the season, not the day.
 """
@@ -29,7 +31,7 @@ from sharding.sources.base import (
 )
 from sharding.sources.listing import Listing, Pair, Refusal, table_of
 from sharding.sources.raster import read_grid, read_raster
-from sharding.sources.sen12ms_labels import CLASSES, parse_labels
+from sharding.sources.sen12ms_labels import CLASSES, SceneLabels, parse_labels
 from sharding.sources.tree import Tree
 
 PIXELS: Final = 256
@@ -44,6 +46,7 @@ _BROKEN: Final = re.compile(r"ROIs1868_summer_146_p202")
 """Its S1 has NaN, as the authors' README says."""
 _LISTS: Final = {"train": "train_list.txt", "test": "test_list.txt"}
 _HELD_OUT: Final = "SEN12MS_holdOutScenes.txt"
+_ATTRIBUTES: Final = ("season", "scene", "land_cover", "dominant_label")
 _LABELS: Final = "IGBP_probability_labels.pkl"
 
 
@@ -74,7 +77,7 @@ class SEN12MS(Source):
         splits = self._splits(listing)
         labels = self._labels()
         pairs = self._pairs(seasons, splits, labels, listing)
-        listing.table = table_of(pairs, season=pa.string(), scene=pa.string(), land_cover=pa.string())
+        listing.table = table_of(pairs, **dict.fromkeys(_ATTRIBUTES, pa.string()))
         listing.has_splits = splits is not None
         without = listing.table["land_cover"].null_count
         if without and self.options.riders:
@@ -127,7 +130,7 @@ class SEN12MS(Source):
         self,
         seasons: Sequence[str],
         splits: dict[str, str] | None,
-        labels: dict[str, tuple[str, ...]],
+        labels: dict[str, SceneLabels],
         listing: Listing,
     ) -> Iterator[Pair]:
         for folder in seasons:
@@ -165,7 +168,7 @@ class SEN12MS(Source):
         patch: str,
         halves: dict[str, dict[str, str]],
         splits: dict[str, str] | None,
-        labels: dict[str, tuple[str, ...]],
+        labels: dict[str, SceneLabels],
     ) -> Pair:
         key = f"{folder}_{scene}_{patch}"
         for half, other in (("s1", "s2"), ("s2", "s1")):
@@ -182,13 +185,16 @@ class SEN12MS(Source):
         attributes = {"season": found["season"], "scene": scene}
         if patch in halves["lc"]:
             attributes["land_cover"] = halves["lc"][patch]
+        scene_labels = labels.get(name)
+        if scene_labels is not None:
+            attributes["dominant_label"] = scene_labels.dominant
         split = None if splits is None else splits.get(name, splits.get(f"{folder}/s1_{scene}", splits.get("*")))
         return Pair(
             key=key,
             s1=halves["s1"][patch],
             s2=halves["s2"][patch],
             split=split,
-            labels=labels.get(name, ()),
+            labels=scene_labels.classes if scene_labels is not None else (),
             attributes=attributes,
         )
 
@@ -210,7 +216,7 @@ class SEN12MS(Source):
             return None
         return {"*": "train", **{scene.strip(): "test" for scene in held_out.splitlines() if scene.strip()}}
 
-    def _labels(self) -> dict[str, tuple[str, ...]]:
+    def _labels(self) -> dict[str, SceneLabels]:
         path = self._find(_LABELS)
         return {} if path is None else parse_labels(self.tree.read(path), self.tree.store.name(path))
 

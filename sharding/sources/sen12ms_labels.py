@@ -1,12 +1,13 @@
 """SEN12MS's scene labels: shares of the 17 IGBP classes a patch, in a pickle, which is read as plain numbers only.
 
 Source: Schmitt et al., SEN12MS (2019) and its repository: the 17 classes are merged into the 10 of the 2020 Data Fusion
-Contest by adding their shares, and a scene has every class with a share of 0.1 or more.
+Contest by adding their shares, and a scene has every class with a share of 0.1 or more. Where one class a scene is
+asked for, it is the one with the largest share, the first of equal ones.
 """
 
 import io
 import pickle
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -40,8 +41,17 @@ _NUMPY: Final = {
 }
 
 
-def parse_labels(content: bytes, path: str) -> dict[str, tuple[str, ...]]:
-    """Classes by the name of a patch (as the lists have it, without .tif); DataError when it is anything else."""
+class SceneLabels(NamedTuple):
+    """What is in a patch."""
+
+    classes: tuple[str, ...]
+    """With a share of `THRESHOLD` or more, in the order of `CLASSES`."""
+    dominant: str
+    """The one with the largest share."""
+
+
+def parse_labels(content: bytes, path: str) -> dict[str, SceneLabels]:
+    """Labels by the name of a patch (as the lists have it, without .tif); DataError when it is anything else."""
     try:
         table = _Unpickler(io.BytesIO(content)).load()
     except (*BROKEN, ModuleNotFoundError) as error:
@@ -53,13 +63,14 @@ def parse_labels(content: bytes, path: str) -> dict[str, tuple[str, ...]]:
     return {str(name).removesuffix(".tif"): _classes(shares, str(name), path) for name, shares in table.items()}
 
 
-def _classes(shares: Any, name: str, path: str) -> tuple[str, ...]:
+def _classes(shares: Any, name: str, path: str) -> SceneLabels:
     vector = np.asarray(shares).reshape(-1)
     if vector.shape != (len(IGBP_TO_CLASS),) or vector.dtype.kind not in "fiu":
         raise DataError(f"{path} has {vector.size} numbers for {name}, {len(IGBP_TO_CLASS)} were expected")
     merged = np.zeros(len(CLASSES))
     np.add.at(merged, np.array(IGBP_TO_CLASS) - 1, vector.astype(np.float64))
-    return tuple(CLASSES[i] for i in np.flatnonzero(merged >= THRESHOLD))
+    classes = tuple(CLASSES[i] for i in np.flatnonzero(merged >= THRESHOLD))
+    return SceneLabels(classes, CLASSES[int(merged.argmax())])
 
 
 class _Unpickler(pickle.Unpickler):

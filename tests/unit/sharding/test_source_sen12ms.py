@@ -12,36 +12,20 @@ from sharding.errors import ConfigError, DataError
 from sharding.sources import open_source
 from sharding.sources.base import SourceOptions
 from sharding.sources.sen12ms_labels import CLASSES, parse_labels
-from tests.trees import smooth, write_tif
+from tests.trees import write_sen12ms_patch
 from tests.unit.sharding.conftest import ROOT, run, run_build
 from tests.unit.sharding.members import assert_pixels, open_members
 
 LAYOUT = ROOT.parent / "shared" / "layouts" / "torchgeo" / "sen12ms"
 INDEX = ROOT.parent / "shared" / "index"
-S2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 PATCHES = (("ROIs1158_spring", 63, "p1"), ("ROIs1158_spring", 63, "p2"), ("ROIs1868_summer", 146, "p202"))
-
-
-def write_patch(root, season, scene, patch, halves=("s1", "s2", "lc")):
-    """256-px patches in the published layout; made here, of smooth pixels."""
-    rng = np.random.default_rng(sum(patch.encode()) + scene)
-    corner = (500_000 + 2560 * int(patch[1:]), 5_400_000)
-    planes = {
-        "s1": np.stack([-12 + 4 * smooth(rng, 256), -19 + 4 * smooth(rng, 256)]).astype(np.float32),
-        "s2": np.stack([1500 * (1.1 + smooth(rng, 256)) for _ in S2]).astype(np.uint16),
-        "lc": rng.integers(1, 18, (4, 256, 256)).astype(np.uint8),
-    }
-    for half in halves:
-        path = root / season / f"{half}_{scene}" / f"{season}_{half}_{scene}_{patch}.tif"
-        write_tif(path, planes[half], corner, crs="EPSG:32633")
-    return dict(zip(("VV", "VH", *S2), (*planes["s1"], *planes["s2"]), strict=True)), planes["lc"]
 
 
 @pytest.fixture
 def root(tmp_path):
     folder = tmp_path / "SEN12MS"
     for patch in PATCHES:
-        write_patch(folder, *patch)
+        write_sen12ms_patch(folder, *patch)
     return folder
 
 
@@ -109,13 +93,23 @@ def test_scene_labels_are_shares_merged_to_ten_classes(root):
     first, second = listed(root).pairs
     assert first.labels == ("Forest", "Water")
     assert second.labels == ("Forest", "Barren")[:1]
+    assert (first.attributes["dominant_label"], second.attributes["dominant_label"]) == ("Water", "Forest")
+
+
+def test_the_dominant_label_is_of_the_merged_shares_and_the_first_of_equal_ones():
+    shares = np.zeros(17)
+    shares[:5], shares[16] = 0.1, 0.4  # five kinds of forest, none of which is the largest alone
+    equal = np.zeros(17)
+    equal[[9, 16]] = 0.5
+    found = parse_labels(pickle.dumps({"a": shares, "b": equal}), "labels.pkl")
+    assert (found["a"].dominant, found["b"].dominant) == ("Forest", "Grassland")
 
 
 def test_every_igbp_class_has_one_of_the_ten():
     tables = {str(i): np.eye(17)[i] for i in range(17)}
     found = parse_labels(pickle.dumps(tables), "labels.pkl")
     merged = [1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 6, 8, 9, 10]
-    assert [CLASSES.index(found[str(i)][0]) + 1 for i in range(17)] == merged
+    assert [CLASSES.index(found[str(i)].classes[0]) + 1 for i in range(17)] == merged
 
 
 class Evil:
@@ -142,9 +136,7 @@ def test_a_folder_of_something_else_is_wrong_usage(tmp_path):
 
 def test_every_pixel_is_in_a_verified_data_set(tmp_path):
     folder = tmp_path / "SEN12MS"
-    expected = {
-        f"{season}_{scene}_{patch}": write_patch(folder, season, scene, patch) for season, scene, patch in PATCHES
-    }
+    expected = {"_".join(map(str, patch)): write_sen12ms_patch(folder, *patch) for patch in PATCHES}
     arguments = ["--source", "sen12ms", "--root", folder, "--out", tmp_path / "out"]
     ended = run_build(*arguments, "--json")
     assert ended.code == 1
