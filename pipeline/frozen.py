@@ -1,21 +1,35 @@
 """A trained model and a data set, split by split and batch by batch: what every evaluation starts from."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.data_settings import DataSettings
 from pipeline.weights import load_model
 from sharding.manifest import ALL_SPLITS, Manifest
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenModel:
-    """A run's model in evaluation mode and the data set on which it is evaluated."""
+    """A run's model in evaluation mode and the data set on which it is evaluated.
+
+    What evaluations ask of a model, a `torch.nn.Module` that need not be FusMAE:
+
+    - `config.modalities` (name and bands of each), `config.image_size`, `config.width`;
+    - `features({name: image}) -> (B, width)` of any subset of the modalities, differentiable: all but reconstruction;
+    - `encode({name: image}).tokens`, by modality (B, N, width), the patches of a square grid row by row: `segment`;
+    - `untrained(seed)`, a model of the same form with random weights: the row "random encoder" of every table (of a
+      FusMAE it is made from the config);
+    - `layers()`, names of parameters by layer from the input up: `finetune.layer_decay` below 1 (of a FusMAE known).
+    """
 
     model: Any
-    """`fusmae.FusMAE`, fp32."""
+    """`fusmae.FusMAE`, fp32, or what offers the same."""
     step: int
     run_dir: Path
     data: DataSettings
@@ -42,8 +56,16 @@ class FrozenModel:
         """What the statistics that images are normalised with are of: the data set's split `train`, or `all`."""
         return "train" if self.manifest.statistics.get("train") else ALL_SPLITS
 
-    def batches(self, split: str, batch_size: int) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
+    def batches(
+        self,
+        split: str,
+        batch_size: int,
+        samples: "npt.NDArray[np.int64] | None" = None,
+        riders: Collection[str] = (),
+    ) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
         """Each sample of `split` once, in the order of the index: the batch, its images and its valid bands.
+
+        With `samples`, only those of these numbers; with `riders`, the batch has these arrays that ride along, too.
 
         Images are float32 (b, bands, size, size), normalised with the statistics of this data set, which need not be
         the one trained on: those of its split train, or of everything where there is none. All lies on the device.
@@ -60,6 +82,8 @@ class FrozenModel:
             cache_dir_gib=self.data.cache_dir_gib,
             client=self.data.client,
             verify_checksums=self.data.verify_checksums,
+            samples=samples,
+            riders=riders,
         )
         with reader:
             for batch in reader:

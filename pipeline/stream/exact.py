@@ -12,7 +12,7 @@ number of ranks or threads. The state is the number of samples seen; to resume c
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -162,8 +162,9 @@ class Stream(ExactStream):
     iterator at a time; it ends its threads when it is closed, dropped or replaced, and when reading fails.
     """
 
-    def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(config, rank, world_size, read_image_manifest(config.url))
+    def __init__(self, config: StreamConfig, rank: int = 0, world_size: int = 1, riders: Collection[str] = ()) -> None:
+        """Of images, and of the arrays named in `riders` that ride along; the order does not depend on these."""
+        super().__init__(config, rank, world_size, read_image_manifest(config.url, riders))
         self._iterator: weakref.ref[_StreamIterator] | None = None
         settings = self.order.settings
         runs_of_stream = -(-settings.window // settings.run_samples) + 2
@@ -267,11 +268,12 @@ def evaluation_batches(
     client: Client = "fsspec",
     verify_checksums: bool = True,
     samples: npt.NDArray[np.int64] | None = None,
+    riders: Collection[str] = (),
 ) -> "EvaluationBatches":
     """Each sample of a split exactly once over all ranks, in the order of the index; the last batch may be short.
 
-    end and not in every batch. Epoch is 0 and position the sample's number.
-    With `samples`, numbers of samples of the split, only these N, in their order.
+    With `samples`, numbers of samples of the split, only these N, in their order. With `riders`, names of arrays that
+    ride along, those are read as well; a sample that lacks one has zeros that are not present.
 
     Rank r of W has the samples [r*N/W, (r+1)*N/W): the ranks' numbers of batches may differ by one, so reduce at the
     end and not in every batch. Epoch is 0 and position the sample's number.
@@ -292,24 +294,35 @@ def evaluation_batches(
         rank,
         world_size,
         samples,
+        riders,
     )
 
 
-def read_image_manifest(url: str) -> Manifest:
-    """The manifest at `url` with the arrays of S1 and S2 alone: what rides along is neither read nor decoded."""
+def read_image_manifest(url: str, riders: Collection[str] = ()) -> Manifest:
+    """The manifest at `url` with the arrays of S1 and S2, and of what rides along only those named in `riders`.
+
+    What is not in it is neither read nor decoded. The riders come last.
+    """
     manifest = read_manifest(url)
     images = {*S1_BANDS, *S2_BANDS}
-    return replace(manifest, arrays=tuple(spec for spec in manifest.arrays if not images.isdisjoint(spec.bands)))
+    own = [spec for spec in manifest.arrays if not images.isdisjoint(spec.bands)]
+    along = [spec for spec in manifest.arrays if images.isdisjoint(spec.bands) and spec.name in riders]
+    return replace(manifest, arrays=(*own, *along))
 
 
 class EvaluationBatches(BatchIterator):
     """What `evaluation_batches` returns: an iterator, and a context that ends its threads."""
 
     def __init__(
-        self, config: StreamConfig, rank: int, world_size: int, samples: npt.NDArray[np.int64] | None = None
+        self,
+        config: StreamConfig,
+        rank: int,
+        world_size: int,
+        samples: npt.NDArray[np.int64] | None = None,
+        riders: Collection[str] = (),
     ) -> None:
         check_world_size(config.global_batch, rank, world_size)
-        self.manifest = read_image_manifest(config.url)
+        self.manifest = read_image_manifest(config.url, riders)
         self._reader = open_reader(config, self.manifest)
         self.num_samples = len(self._reader.table) if samples is None else len(samples)
         """Samples of the split that are given, over all ranks."""
