@@ -255,6 +255,7 @@ def _untrained(plan: Plan, seed: int) -> dict[str, SensorFeatures]:
 
 def _read(study: Study, plan: Plan, name: str, splits: dict[str, SensorFeatures], of: str = "encoder") -> None:
     """Add the scores that a linear probe and kNN give the test samples, for each input."""
+    from pipeline.evaluation.task import MULTI_LABEL
     from pipeline.features import standardise
     from pipeline.linear import ProbeSettings, score_probe
     from pipeline.neighbours import neighbour_scores
@@ -262,7 +263,7 @@ def _read(study: Study, plan: Plan, name: str, splits: dict[str, SensorFeatures]
     labels = splits["train"].labels
     for given in INPUTS:
         train, test = standardise(*(getattr(splits[split], of)[given] for split in ("train", "test")))
-        probed = score_probe(train, test, labels, ProbeSettings(epochs=plan.probe_epochs))
+        probed = score_probe(train, test, labels, 0, MULTI_LABEL, ProbeSettings(epochs=plan.probe_epochs))
         study.add(name, given, "linear", probed.double().numpy())
         study.add(name, given, "kNN", neighbour_scores(train, test, labels, plan.neighbours).double().numpy())
 

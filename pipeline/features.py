@@ -1,133 +1,180 @@
-"""What a frozen encoder makes of labelled samples, beside a floor, and how well that tells their labels.
+"""What a frozen encoder makes of labelled samples, beside two floors, and how well that tells their labels.
 
-The floor is the mean and standard deviation of each band: an encoder below it has learnt nothing beyond colour.
+The floors are the mean and standard deviation of each band, and the same encoder untrained: an encoder below the first
+has learnt nothing beyond colour, one below the second nothing at all.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
-from pipeline.errors import DataError
-from pipeline.scores import as_dict, average_precision, constant_scores
+from pipeline.errors import ConfigError
+from pipeline.evaluation.inputs import modality_sets
+from pipeline.evaluation.labelled import LabelledSplit, keys_sha256, read_labelled, subset
+from pipeline.evaluation.seeds import over_seeds
+from pipeline.evaluation.task import TaskName, task_of
+from pipeline.evaluation.untrained import UNTRAINED, untrained_twin
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
+    from pipeline.evaluation.task import Task
     from pipeline.frozen import FrozenModel
 
-Scorer = Callable[["Tensor", "Tensor", "Tensor"], "Tensor"]
-"""Standardised training features (samples, width), test features and training labels (samples, classes) to the test
-samples' scores (samples, classes)."""
+Scorer = Callable[["Tensor", "Tensor", "Tensor", int, "Task"], "Tensor"]
+"""Standardised training features (samples, width), test features, training labels (samples, classes), a seed and the
+kind of labels to the test samples' scores (samples, classes)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """What is known of the labelled samples of one split."""
-
-    encoder: dict[str, "Tensor"]
-    """By set of modalities (`s1`, `s2`, `s1+s2`): the encoder's mean-pooled features, (samples, width)."""
-    colour: dict[str, "Tensor"]
-    """The same sets' floor: mean and standard deviation of each band, (samples, 2 x bands)."""
-    labels: "Tensor"
-    """(samples, classes), bool."""
-    num_unlabelled: int
-    """Samples left out because they have no label."""
-    num_incomplete: int
-    """Samples left out because they have no band of a modality that others of the data set have."""
+COLOUR: Final = "colour_statistics"
+"""The floor's name in the results."""
 
 
 def score_inputs(
-    frozen: "FrozenModel", scorer: Scorer, *, train_split: str, test_split: str, batch_size: int
+    frozen: "FrozenModel",
+    scorer: Scorer,
+    *,
+    train_split: str,
+    test_split: str,
+    batch_size: int,
+    untrained_seed: int,
+    task: TaskName = "auto",
+    labels: float = 1.0,
+    seeds: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The scorer's figures for each set of modalities, as they are printed and stored.
 
-    Raises DataError when the data set has no labels, lacks a split, or a split has no labelled sample.
+    With `seeds`, for each of them, on a subset of `labels` of the training samples that is drawn by the seed. Features
+    are standardised with the training samples that the scorer sees. Raises DataError when the data set has no labels,
+    lacks a split, or a split has no labelled sample.
     """
+    import torch
+
+    kind = task_of(frozen.manifest, task)
+    is_single = kind.name == "single-label"
     vocabulary = frozen.manifest.labels
-    if not vocabulary:
-        raise DataError(
-            f"the data set {frozen.data.url} has no labels, which this evaluation needs; build one from a labelled "
-            "source such as BigEarthNet, and give it as data.url=..."
-        )
-    for split in (train_split, test_split):
-        frozen.manifest.shards_of(split)
-    train = collect_features(frozen, train_split, batch_size)
-    test = collect_features(frozen, test_split, batch_size)
+    train, test = (read_labelled(frozen, split, is_single) for split in (train_split, test_split))
+    chosen = {seed: subset(train.keys, labels, seed) for seed in seeds or (0,)}
+    read = _union(list(chosen.values()))
+    models = {"encoder": frozen.model, UNTRAINED: untrained_twin(frozen.model, untrained_seed)}
+    train_features = collect_features(frozen, models, train_split, batch_size, train.numbers[read])
+    test_features = collect_features(frozen, models, test_split, batch_size, test.numbers)
+    train_labels, test_labels = (torch.from_numpy(split.labels_NC) for split in (train, test))
 
-    def scored(train_features: "Tensor", test_features: "Tensor") -> dict[str, Any]:
-        scores = scorer(*standardise(train_features, test_features), train.labels)
-        return as_dict(average_precision(scores, test.labels), vocabulary)
+    def scored(train_all: "Tensor", test_all: "Tensor") -> dict[str, Any]:
+        figures = {}
+        for seed, places in chosen.items():
+            rows = torch.from_numpy(_places_in(read, places))
+            features = standardise(train_all[rows], test_all)
+            scores = scorer(*features, train_labels[torch.from_numpy(places)], seed, kind)
+            figures[seed] = kind.score(scores, test_labels, vocabulary, batch_size)
+        return over_seeds(figures) if seeds else figures[0]
 
-    prevalence = constant_scores(test.labels)
     return {
-        "splits": {
-            name: {
-                "split": split,
-                "samples": len(features.labels),
-                "without_labels": features.num_unlabelled,
-                "without_a_modality": features.num_incomplete,
-            }
-            for name, split, features in (("train", train_split, train), ("test", test_split, test))
-        },
-        "classes": len(vocabulary),
-        "classes_without_positives": [
-            word for word, value in zip(vocabulary, prevalence.per_class, strict=True) if value is None
-        ],
-        "prevalence": as_dict(prevalence, vocabulary),
+        **labels_about(kind, vocabulary, train, test, train_labels, test_labels, batch_size),
+        "labels": labels,
+        "subsets": _subsets_about(train, chosen, seeds),
+        "untrained_seed": untrained_seed,
         "results": [
-            {
-                "modalities": name,
-                "encoder": scored(train.encoder[name], test.encoder[name]),
-                "colour_statistics": scored(train.colour[name], test.colour[name]),
-            }
-            for name in train.encoder
+            {"modalities": name}
+            | {title: scored(of_train[name], test_features[title][name]) for title, of_train in train_features.items()}
+            for name in modality_sets(frozen.given)
         ],
     }
 
 
-def collect_features(frozen: "FrozenModel", split: str, batch_size: int) -> Features:
-    """Features and labels of every labelled, complete sample of `split`; DataError when there is none.
+def labels_about(
+    kind: "Task",
+    vocabulary: tuple[str, ...],
+    train: LabelledSplit,
+    test: LabelledSplit,
+    train_labels: "Tensor",
+    test_labels: "Tensor",
+    batch: int,
+) -> dict[str, Any]:
+    """What every result on labels says of its task, splits and classes, and the figures of a constant prediction."""
+    has_positive = test_labels.any(dim=0).tolist()
+    about: dict[str, Any] = {
+        "task": kind.name,
+        "columns": [list(column) for column in kind.columns],
+        "splits": {"train": train.about, "test": test.about},
+        "classes": len(vocabulary),
+        "classes_without_positives": [word for word, has in zip(vocabulary, has_positive, strict=True) if not has],
+        "prevalence": kind.constant(train_labels, test_labels, vocabulary),
+    }
+    if kind.name == "multi-label":
+        about["micro_ap_per_batch"] = {
+            "batch": batch,
+            "meaning": "as published code counts it: the mean of the micro AP of each batch of the test split, in the "
+            "order of the index, a short last batch dropped",
+        }
+    return about
 
-    Complete: with a band of each modality that the data set has at all.
+
+def _subsets_about(
+    train: LabelledSplit, chosen: Mapping[int, "npt.NDArray[np.int64]"], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Size and hash of what each seed has drawn; empty where nothing is."""
+    return [
+        {
+            "seed": seed,
+            "samples": len(chosen[seed]),
+            "keys_sha256": keys_sha256(train.keys[place] for place in chosen[seed].tolist()),
+        }
+        for seed in seeds
+    ]
+
+
+def _union(parts: "list[npt.NDArray[np.int64]]") -> "npt.NDArray[np.int64]":
+    import numpy as np
+
+    return np.unique(np.concatenate(parts))
+
+
+def _places_in(read: "npt.NDArray[np.int64]", places: "npt.NDArray[np.int64]") -> "npt.NDArray[np.int64]":
+    """Where among the rising `read` the `places` are, all of which are there."""
+    import numpy as np
+
+    return np.searchsorted(read, places)
+
+
+def check_share(name: str, share: float) -> None:
+    """ConfigError unless it is a share of something."""
+    if not 0 < share <= 1:
+        raise ConfigError(f"{name} = {share} must be above 0 and at most 1; 0.01 is 1 %")
+
+
+def collect_features(
+    frozen: "FrozenModel",
+    models: Mapping[str, Any],
+    split: str,
+    batch_size: int,
+    samples: "npt.NDArray[np.int64] | None" = None,
+    riders: Collection[str] = (),
+    look: Callable[[Any, dict[str, "Tensor"]], None] = lambda batch, valid: None,
+) -> dict[str, dict[str, "Tensor"]]:
+    """Features of the samples of `split` with these numbers, or of all, in their order.
+
+    By model, and under `COLOUR` for the mean and standard deviation of each band (samples, 2 x bands), then by set of
+    modalities (`s1`, `s2`, `s1+s2`): the mean-pooled features, (samples, width), float32. `look` is shown each batch,
+    with the arrays of `riders`, and its valid bands.
     """
     import torch
 
-    modalities = frozen.given
-    sets: dict[str, tuple[str, ...]] = {name: (name,) for name in modalities}
-    if len(modalities) > 1:
-        sets["+".join(modalities)] = modalities
-    encoder: dict[str, list[Tensor]] = {name: [] for name in sets}
-    colour: dict[str, list[Tensor]] = {name: [] for name in sets}
-    labels: list[Tensor] = []
-    num_unlabelled = num_incomplete = 0
-    for batch, images, valid in frozen.batches(split, batch_size):
-        labelled = batch.labels.bool().any(dim=1)
-        complete = torch.stack([valid[name].any(dim=1) for name in modalities]).all(dim=0)
-        num_unlabelled += int((~labelled).sum())
-        num_incomplete += int((labelled & ~complete).sum())
-        kept = labelled & complete
-        if not kept.any():
-            continue
-        images = {name: image[kept] for name, image in images.items()}
-        statistics = {name: colour_statistics(images[name], valid[name][kept]) for name in modalities}
+    sets = modality_sets(frozen.given)
+    found: dict[str, dict[str, list[Tensor]]] = {title: {name: [] for name in sets} for title in (*models, COLOUR)}
+    for batch, images, valid in frozen.batches(split, batch_size, samples, riders):
+        look(batch, valid)
+        statistics = {name: colour_statistics(images[name], valid[name]) for name in frozen.given}
         for name, members in sets.items():
-            with torch.inference_mode():
-                features = frozen.model.features({member: images[member] for member in members})
-            encoder[name].append(features.float().cpu())
-            colour[name].append(torch.cat([statistics[member] for member in members], dim=1).cpu())
-        labels.append(batch.labels[kept].bool().cpu())
-    if not labels:
-        raise DataError(
-            f"the split '{split}' of {frozen.data.url} has no sample with labels and all modalities "
-            f"({num_unlabelled} without labels, {num_incomplete} without a modality); choose another split"
-        )
-    return Features(
-        encoder={name: torch.cat(parts) for name, parts in encoder.items()},
-        colour={name: torch.cat(parts) for name, parts in colour.items()},
-        labels=torch.cat(labels),
-        num_unlabelled=num_unlabelled,
-        num_incomplete=num_incomplete,
-    )
+            for title, model in models.items():
+                with torch.inference_mode():
+                    features = model.features({member: images[member] for member in members})
+                found[title][name].append(features.float().cpu())
+            colour = torch.cat([statistics[member] for member in members], dim=1)
+            found[COLOUR][name].append(colour.cpu())
+    return {title: {name: torch.cat(parts) for name, parts in of.items()} for title, of in found.items()}
 
 
 def colour_statistics(images: "Tensor", valid: "Tensor") -> "Tensor":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import ConfigError
+from pipeline.evaluation.task import Task, TaskName
 from pipeline.features import score_inputs
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ class KnnSettings:
 
     neighbours: int = 20
     """Training samples that vote on a test sample's labels."""
+    task: TaskName = "auto"
+    """auto: single-label for SEN12MS, multi-label for all others."""
     batch_size: int = 128
-    """Samples of one forward pass."""
+    """Samples of one forward pass, and of the batches that micro_ap_per_batch is a mean over."""
     train_split: str = "train"
     """Split whose samples vote."""
     test_split: str = "test"
@@ -40,13 +43,14 @@ class KnnSettings:
             )
 
 
-def knn(frozen: "FrozenModel", settings: KnnSettings) -> dict[str, Any]:
+def knn(frozen: "FrozenModel", settings: KnnSettings, untrained_seed: int) -> dict[str, Any]:
     """The figures of kNN for each set of modalities; see `pipeline.features.score_inputs`.
 
     Raises ConfigError when more neighbours are asked for than there are training samples.
     """
 
-    def scorer(train_ND: "Tensor", test_MD: "Tensor", labels_NC: "Tensor") -> "Tensor":
+    def scorer(train_ND: "Tensor", test_MD: "Tensor", labels_NC: "Tensor", seed: int, task: Task) -> "Tensor":
+        del seed, task  # nothing is drawn, and votes are votes
         if settings.neighbours > len(train_ND):
             raise ConfigError(
                 f"knn.neighbours = {settings.neighbours} is more than the {len(train_ND)} labelled samples of "
@@ -61,6 +65,8 @@ def knn(frozen: "FrozenModel", settings: KnnSettings) -> dict[str, Any]:
         train_split=settings.train_split,
         test_split=settings.test_split,
         batch_size=settings.batch_size,
+        untrained_seed=untrained_seed,
+        task=settings.task,
     )
 
 

@@ -1,8 +1,8 @@
 """What the loss is worth: masked patches predicted by the model, by the bands' means, and without places.
 
-A loss alone says little. Beside it stand two that need no learning of structure: predicting each band's mean, and
-the same model with its visible patches shuffled over their positions. Masks come from a fixed seed, so the figures
-of two checkpoints can be compared.
+A loss alone says little. Beside it stand three that need no learning of structure: predicting each band's mean, the
+same model with its visible patches shuffled over their positions, and one of the same form that is not trained. Masks
+come from a fixed seed, so the figures of two checkpoints can be compared.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.untrained import untrained_twin
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ class ReconstructionSettings:
             )
 
 
-def measure(frozen: "FrozenModel", settings: ReconstructionSettings) -> dict[str, Any]:
+def measure(frozen: "FrozenModel", settings: ReconstructionSettings, untrained_seed: int) -> dict[str, Any]:
     """Losses by split, as they are printed and stored; DataError names a split that does not exist.
 
     Of the modalities of which the data set has a band; the total is over these.
@@ -58,29 +59,39 @@ def measure(frozen: "FrozenModel", settings: ReconstructionSettings) -> dict[str
     )
     for split in splits:
         frozen.manifest.shards_of(split)
+    twin = untrained_twin(frozen.model, untrained_seed)
     return {
         "seed": settings.seed,
+        "untrained_seed": untrained_seed,
         "mask_ratio": frozen.model.config.mask_ratio,
         "modalities": list(frozen.given),
-        "splits": {split: _measure_split(frozen, split, settings) for split in splits},
+        "splits": {split: _measure_split(frozen, twin, split, settings) for split in splits},
     }
 
 
-def _measure_split(frozen: "FrozenModel", split: str, settings: ReconstructionSettings) -> dict[str, Any]:
+def _measure_split(
+    frozen: "FrozenModel", untrained: Any, split: str, settings: ReconstructionSettings
+) -> dict[str, Any]:
     import torch
 
     num_samples = 0
-    sums: dict[str, dict[str, float]] = {key: dict.fromkeys(frozen.given, 0.0) for key in ("model", "shuffled")}
+    sums: dict[str, dict[str, float]] = {
+        key: dict.fromkeys(frozen.given, 0.0) for key in ("model", "shuffled", "untrained")
+    }
     constants = {name: ConstantPredictor() for name in frozen.given}
     for batch, images, valid in frozen.batches(split, settings.batch_size):
         draws = _draws(batch, settings.seed)
         with torch.inference_mode():
             output = frozen.model(images, draws, valid)
-            shuffled = frozen.model(images, draws, valid, shuffle_visible=True)
+            outputs = {
+                "model": output,
+                "shuffled": frozen.model(images, draws, valid, shuffle_visible=True),
+                "untrained": untrained(images, draws, valid),
+            }
             for name in frozen.given:
                 constants[name].add(output.targets[name], output.valid[name])
-                sums["model"][name] += float(output.losses[name]) * len(batch)
-                sums["shuffled"][name] += float(shuffled.losses[name]) * len(batch)
+                for key, own in outputs.items():
+                    sums[key][name] += float(own.losses[name]) * len(batch)
         num_samples += len(batch)
     if not num_samples:
         raise DataError(f"the split '{split}' of {frozen.data.url} has no samples; choose another")

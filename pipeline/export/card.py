@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pipeline.evaluation.label_table import has_average_precision
 from pipeline.metrics import read_lines
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _scores(run_dir: Path, step: int) -> list[dict[str, Any]]:
     rows = []
     for name, title in _EVALUATIONS.items():
         stored = _read_json(run_dir / "evaluation" / f"{name}.json")
-        if stored is None or stored["step"] != step:
+        if stored is None or stored["step"] != step or not has_average_precision(stored):
             continue
         for result in stored["results"]:
             rows.append(

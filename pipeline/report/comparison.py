@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.errors import ConfigError
+from pipeline.evaluation.label_table import has_average_precision
 from pipeline.report.key_figures import key_figures
 from pipeline.report.loss import LossCurves, loss_curves
 from pipeline.report.probe_curve import probe_curves
@@ -142,13 +143,16 @@ def _bars(times: dict[str, WallTime]) -> dict[str, Any]:
 
 
 def _evaluations(runs: dict[str, RunFiles]) -> list[dict[str, Any]]:
-    """Rows of the linear probe's and the neighbours' scores: the same input of all runs below each other."""
+    """Rows of the linear probe's and the neighbours' scores: the same input of all runs below each other.
+
+    Of average precision alone: those of one label a sample are on each run's own page.
+    """
     rows: list[dict[str, Any]] = []
     for title, results in (
         ("linear probe", {name: run.linear for name, run in runs.items()}),
         ("kNN", {name: run.knn for name, run in runs.items()}),
     ):
-        given = {name: result for name, result in results.items() if result}
+        given = {name: result for name, result in results.items() if result and has_average_precision(result)}
         inputs = dict.fromkeys(row["modalities"] for result in given.values() for row in result["results"])
         for modalities in inputs:
             for name, result in given.items():

@@ -27,6 +27,9 @@ class RunFiles:
     events: list[dict[str, Any]]
     linear: dict[str, Any] | None
     knn: dict[str, Any] | None
+    finetune: dict[str, Any] | None
+    segment: dict[str, Any] | None
+    regress: dict[str, Any] | None
     reconstruction: dict[str, Any] | None
 
     @property
@@ -63,6 +66,9 @@ def open_run(run_dir: Path) -> RunFiles:
         events=read_events(run_dir),
         linear=read_json(run_dir / "evaluation" / "linear.json"),
         knn=read_json(run_dir / "evaluation" / "knn.json"),
+        finetune=read_json(run_dir / "evaluation" / "finetune.json"),
+        segment=read_json(run_dir / "evaluation" / "segment.json"),
+        regress=read_json(run_dir / "evaluation" / "regress.json"),
         reconstruction=read_json(run_dir / "evaluation" / "reconstruction.json"),
     )
 

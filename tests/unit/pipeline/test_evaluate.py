@@ -1,5 +1,6 @@
 """The evaluations end to end: a small untrained model before a small data set."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,13 @@ from pipeline.command import exit_code
 from pipeline.config import load_settings, model_config
 from pipeline.errors import CheckpointError, ConfigError, DataError
 from pipeline.evaluate import evaluate, main, resolve_settings
+from pipeline.evaluation.labelled import read_labelled
+from pipeline.evaluation.untrained import untrained_twin
 from pipeline.features import collect_features, standardise
 from pipeline.frozen import open_frozen
 from pipeline.neighbours import neighbour_scores
 from pipeline.reconstruction import ConstantPredictor
-from pipeline.scores import as_dict, average_precision
+from pipeline.scores import as_dict, average_precision, micro_ap_per_batch
 from sharding.manifest import MANIFEST_NAME, Manifest, SourceSpec, dump_manifest, parse_manifest
 from sharding.statistics import band_statistics
 from tests.unit.pipeline.small_shards import BANDS_L2A, LABELS, array_specs, random_sample, write_shard
@@ -104,16 +107,19 @@ def test_linear_leaves_its_figures_in_the_run_folder(run, capsys):
     assert [row["modalities"] for row in stored["results"]] == ["s1", "s2", "s1+s2"]
     assert stored["step"] == 7 and stored["settings"]["epochs"] == 3
     assert len(stored["data_fingerprint"]) == 64
+    used = [f"pair-{number:04d}" for number in range(12) if number not in (3, 5)]
     assert stored["splits"]["train"] == {
         "split": "train",
         "samples": 10,
         "without_labels": 1,
         "without_a_modality": 1,
+        "keys_sha256": hashlib.sha256("".join(f"{key}\n" for key in used).encode()).hexdigest(),
     }
     assert stored["classes_without_positives"] == [LABELS[2]]
     assert stored["prevalence"]["macro"] == 0.5
     assert "left out of 'train': 1 samples without labels, 1 without a modality" in told
-    assert "colour statistics (floor)" in told
+    for row in ("frozen encoder", "random encoder (untrained)", "colour statistics (floor)", "spread of the seeds"):
+        assert row in told
 
 
 def test_knn_leaves_its_figures_in_the_run_folder(run, capsys):
@@ -123,16 +129,17 @@ def test_knn_leaves_its_figures_in_the_run_folder(run, capsys):
     assert stored["step"] == 7 and stored["settings"]["neighbours"] == 4
     assert stored["splits"]["train"]["samples"] == 10 and stored["splits"]["test"]["samples"] == 8
     frozen = open_frozen(str(run), resolve_settings(str(run), []).data, "cpu")
-    train, test = (collect_features(frozen, split, 64) for split in ("train", "test"))
+    splits = [read_labelled(frozen, split, single_label=False) for split in ("train", "test")]
+    models = {"encoder": frozen.model, "random_encoder": untrained_twin(frozen.model, 0)}
+    train, test = (collect_features(frozen, models, split.split, 64, split.numbers) for split in splits)
+    train_labels, test_labels = (torch.from_numpy(split.labels_NC) for split in splits)
     assert [row["modalities"] for row in stored["results"]] == ["s1", "s2", "s1+s2"]
     for row in stored["results"]:
-        for key, of_train, of_test in (
-            ("encoder", train.encoder, test.encoder),
-            ("colour_statistics", train.colour, test.colour),
-        ):
-            pair = standardise(of_train[row["modalities"]], of_test[row["modalities"]])
-            scores = average_precision(neighbour_scores(*pair, train.labels, 4), test.labels)
-            assert row[key] == as_dict(scores, LABELS)
+        for key in ("encoder", "random_encoder", "colour_statistics"):
+            pair = standardise(train[key][row["modalities"]], test[key][row["modalities"]])
+            scores = neighbour_scores(*pair, train_labels, 4)
+            by_batch = {"micro_ap_per_batch": micro_ap_per_batch(scores, test_labels, 128)}
+            assert row[key] == as_dict(average_precision(scores, test_labels), LABELS) | by_batch
     assert "kNN (4 neighbours) at step 7: 10 samples of 'train', scored on 8 of 'test', 3 classes" in told
     assert "left out of 'train': 1 samples without labels, 1 without a modality" in told
     assert "colour statistics (floor)" in told
@@ -159,25 +166,24 @@ def test_the_same_evaluation_gives_the_same_figures_whatever_the_batch(run):
 
 def test_each_set_of_modalities_is_encoded_alone(run, url):
     frozen = open_frozen(str(run), resolve_settings(str(run), []).data, "cpu")
-    whole, small = (collect_features(frozen, "test", size) for size in (64, 3))
-    for name, features in whole.encoder.items():
-        torch.testing.assert_close(features, small.encoder[name])
-    assert torch.equal(whole.labels, small.labels)
+    whole, small = (collect_features(frozen, {"encoder": frozen.model}, "test", size) for size in (64, 3))
+    for name, features in whole["encoder"].items():
+        torch.testing.assert_close(features, small["encoder"][name])
     (_, images, _), *_ = frozen.batches("test", 64)
     with torch.no_grad():
         expected = frozen.model.features({"s1": images["s1"]})
-    torch.testing.assert_close(whole.encoder["s1"], expected)
-    assert whole.colour["s1+s2"].shape == (8, 2 * 14)
+    torch.testing.assert_close(whole["encoder"]["s1"], expected)
+    assert whole["colour_statistics"]["s1+s2"].shape == (8, 2 * 14)
 
 
-@pytest.mark.parametrize("name", ["linear", "knn"])
+@pytest.mark.parametrize("name", ["linear", "knn", "finetune"])
 def test_a_data_set_without_labels_is_refused(run, tmp_path, name):
     unlabelled = make_data_set(tmp_path / "unlabelled", labels=())
     with pytest.raises(DataError, match="has no labels, which this evaluation needs"):
         evaluate(name, str(run), [f"data.url={unlabelled}"])
 
 
-@pytest.mark.parametrize(("name", "group"), [("linear", "probe"), ("knn", "knn")])
+@pytest.mark.parametrize(("name", "group"), [("linear", "probe"), ("knn", "knn"), ("finetune", "finetune")])
 def test_a_missing_split_is_named_with_those_there_are(run, name, group):
     for split in ("train_split", "test_split"):
         with pytest.raises(DataError, match=r"no split 'validation'; it has train, test"):
@@ -193,6 +199,12 @@ def test_a_missing_split_is_named_with_those_there_are(run, name, group):
         ("probe", "sets nothing"),
         ("knn.neighbors=5", r"did you mean 'knn\.neighbours'"),
         ("knn.neighbours=0", r"knn\.neighbours = 0"),
+        ("probe.seeds=[]", r"probe\.seeds = \[\]"),
+        ("probe.labels=1.5", r"probe\.labels = 1\.5"),
+        ("probe.task=many", r"key 'probe\.task"),
+        ("finetune.val_split=test", r"finetune\.val_split = test is the test split"),
+        ("segment.lr=0", r"segment\.lr = 0"),
+        ("regress.strengths=[0]", r"regress\.strengths = \[0"),
         ("reconstruction.batch_size=0", r"reconstruction\.batch_size = 0"),
     ],
 )
@@ -218,10 +230,10 @@ def test_reconstruction_losses_are_means_over_all_samples(tmp_path, url, target_
     whole, _ = evaluate("reconstruction", str(run), ["reconstruction.batch_size=64"])
     assert list(whole["splits"]) == ["train", "test"]
     for split, measured in whole["splits"].items():
-        for key in ("model", "shuffled", "band_mean"):
+        for key in ("model", "shuffled", "untrained", "band_mean"):
             assert measured[key] == pytest.approx(small["splits"][split][key], rel=1e-5)
             assert measured[key]["total"] == pytest.approx(measured[key]["s1"] + measured[key]["s2"])
-        assert measured["model"]["total"] != measured["shuffled"]["total"]
+        assert measured["model"]["total"] != measured["shuffled"]["total"] != measured["untrained"]["total"]
         # Pixels are independent noise here: nothing beats the mean, which leaves the variance.
         assert measured["band_mean"]["s2"] == pytest.approx(1.0, abs=0.05)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.errors import DataError
-from pipeline.scores import as_dict, average_precision, constant_scores
+from pipeline.scores import as_dict, average_precision, constant_scores, micro_ap_per_batch
 
 
 def by_hand(scores: list[float], positives: list[bool]) -> float:
@@ -36,6 +36,38 @@ def test_average_precision_is_not_the_mean_over_batches():
     whole = average_precision(scores, labels).micro
     assert sum(batches) / 2 == pytest.approx(0.5)
     assert whole == pytest.approx((1 / 3 + 2 / 4) / 2)
+
+
+def random_scores(num: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(num, classes, generator=draws) * 20, torch.rand(num, classes, generator=draws) < 0.3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_equals_torchmetrics_own_micro_and_macro(seed):
+    from torchmetrics.functional.classification import multilabel_average_precision
+
+    scores, labels = random_scores(80, 6, seed)
+    inside = scores.sigmoid().double()  # no ties: the sigmoid in double keeps the order of these
+    found = average_precision(inside, labels)
+    for average in ("micro", "macro"):
+        expected = multilabel_average_precision(inside, labels.long(), num_labels=6, average=average)
+        assert getattr(found, average) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize(("num", "batch", "whole"), [(64, 16, 4), (70, 16, 4), (10, 16, 1)])
+def test_the_figure_of_published_code_is_the_mean_of_whole_batches(num, batch, whole):
+    scores, labels = random_scores(num, 4, 7)
+    batches = list(zip(scores.split(batch), labels.split(batch), strict=True))[:whole]
+    by_batch = [by_hand(own.flatten().tolist(), truth.flatten().tolist()) for own, truth in batches]
+    assert micro_ap_per_batch(scores, labels, batch) == pytest.approx(sum(by_batch) / whole)
+    assert micro_ap_per_batch(scores, labels, num) == pytest.approx(average_precision(scores, labels).micro)
+
+
+def test_a_batch_without_a_positive_is_left_out_of_the_figure_of_published_code():
+    scores, labels = torch.rand(4, 1), torch.tensor([[0], [0], [1], [1]]).bool()
+    assert micro_ap_per_batch(scores, labels, 2) == 1.0
+    assert micro_ap_per_batch(scores, torch.zeros(4, 1).bool(), 2) is None
 
 
 def test_scores_far_from_0_are_still_told_apart():
