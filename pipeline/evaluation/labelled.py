@@ -8,16 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
 from pipeline.errors import DataError
 from sharding.bands import presence_mask
 
 if TYPE_CHECKING:
-    from pipeline.frozen import FrozenModel
+    import numpy as np
+    import numpy.typing as npt
 
-Int64s = npt.NDArray[np.int64]
+    from pipeline.frozen import FrozenModel
 
 DOMINANT: Final = "dominant_label"
 """The attribute of a sample that names the one class which covers most of it."""
@@ -30,10 +28,10 @@ class LabelledSplit:
     """The labelled, complete samples of a split, in the order of the index."""
 
     split: str
-    numbers: Int64s
+    numbers: "npt.NDArray[np.int64]"
     """(N,): their numbers in the split, rising."""
     keys: tuple[str, ...]
-    labels_NC: npt.NDArray[np.bool_]
+    labels_NC: "npt.NDArray[np.bool_]"
     """Of a single-label task each row has one class."""
     num_unlabelled: int
     """Samples left out because they have no label."""
@@ -61,6 +59,8 @@ def read_labelled(frozen: "FrozenModel", split: str, single_label: bool) -> Labe
 
     Raises DataError when the data set has no labels, no such split, or the split no such sample.
     """
+    import numpy as np
+
     from pipeline.stream.exact import open_reader
     from pipeline.stream.stream_config import StreamConfig
     from pipeline.stream.table import bits_of
@@ -122,6 +122,8 @@ def require_labels(frozen: "FrozenModel") -> None:
 
 def _with_one_label(frozen: "FrozenModel", found: LabelledSplit) -> LabelledSplit:
     """The same with one class a sample: its only label, or the one that its metadata names as dominant."""
+    import numpy as np
+
     labels_NC = found.labels_NC.copy()
     several = np.flatnonzero(labels_NC.sum(axis=1) > 1)
     kept = np.ones(len(labels_NC), np.bool_)
@@ -163,12 +165,14 @@ def keys_sha256(keys: Iterable[str]) -> str:
     return hashlib.sha256("".join(f"{key}\n" for key in sorted(keys)).encode()).hexdigest()
 
 
-def subset(keys: Sequence[str], share: float, seed: int) -> Int64s:
+def subset(keys: Sequence[str], share: float, seed: int) -> "npt.NDArray[np.int64]":
     """Places in `keys` of a `share` of them, rising: at least one, drawn without replacement.
 
     Those whose SHA-256 of `seed/key` is smallest: a function of the set of keys and the seed, not of their order, and
     a smaller share is part of a larger one.
     """
+    import numpy as np
+
     if share >= 1.0:
         return np.arange(len(keys))
     wanted = max(1, int(share * len(keys) + 1e-9))

@@ -1,13 +1,16 @@
 """The protocols end to end on pairs with something to learn: probes with few labels, maps, numbers, and all."""
 
 import json
+from itertools import islice
 
 import pytest
+import torch
 
 from pipeline.command import exit_code
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate import evaluate, main
 from pipeline.report.run_page import write_report
+from pipeline.stream.exact import Stream, StreamConfig
 from tests.unit.pipeline.exported_runs import make_run
 from tests.unit.pipeline.mapped_set import FIELD, FOREST, NO_CLASS, NOT_MEASURED, RIDERS, SEA, make_mapped_set
 
@@ -51,6 +54,20 @@ def test_the_untrained_encoder_is_another_with_another_seed_and_is_not_the_train
     assert figures(first, "r2") == figures(other, "r2")
     for name, r2 in figures(first, "r2", "random_encoder").items():
         assert r2 != figures(other, "r2", "random_encoder")[name] and r2 != figures(first, "r2")[name]
+
+
+def test_what_rides_along_is_read_only_where_it_is_asked_for_and_changes_no_order(url):
+    config = StreamConfig(url=url, global_batch=8, threads=1)
+    with Stream(config) as plain, Stream(config, riders=["reference_map"]) as along:
+        for own, other in islice(zip(plain, along, strict=True), 6):
+            assert own.keys == other.keys and "reference_map" not in own.arrays and "dem" not in other.arrays
+            assert torch.equal(own.arrays["s1"], other.arrays["s1"])
+            for key, raster, there in zip(
+                other.keys, other.arrays["reference_map"], other.present["reference_map"], strict=True
+            ):
+                assert there.item() == (key != "pair-0007")
+                codes = set(raster.unique().tolist())
+                assert codes <= {FIELD, FOREST, NO_CLASS, NOT_MEASURED} if there else codes == {0}
 
 
 SEGMENT = [*SHORT, "segment.epochs=30", "segment.batch_size=8", "segment.lr=0.05", "segment.inputs=[s1,s1+s2]"]
