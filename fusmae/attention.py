@@ -283,11 +283,11 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BND: Tensor, y_BMD: Tensor, segments: Segments | None = None) -> Tensor:
-        """(B, N, D)."""
+    def forward(self, x_BND: Tensor, y_BMD: Tensor, bias_BHNM: Tensor | Segments | None = None) -> Tensor:
+        """(B, N, D); `bias_BHNM` is added to the attention scores, or divides a row into samples."""
         q = self.q(x_BND).unflatten(2, (self.heads, -1))
         k, v = self.kv(y_BMD).unflatten(2, (2, self.heads, -1)).unbind(2)
-        out: Tensor = self.proj(attention(q, k, v, self.backend, segments).flatten(2))
+        out: Tensor = self.proj(attention(q, k, v, self.backend, bias_BHNM).flatten(2))
         return out
 
     @torch.no_grad()

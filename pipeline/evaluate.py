@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.baselines.opening import data_of, describe, open_evaluated
+from pipeline.baselines.registry import NAMES
 from pipeline.command import run_command
-from pipeline.config import to_dict
 from pipeline.errors import ConfigError
 from pipeline.evaluation.joint import ALL, joint_table, make_all
 from pipeline.evaluation.registry import EVALUATIONS
@@ -28,9 +29,7 @@ def resolve_settings(run_dir_or_checkpoint: str, overrides: list[str]) -> Evalua
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
-    from pipeline.checkpoint.named import named
-
-    raw: dict[str, dict[str, Any] | Any] = {"data": to_dict(named(run_dir_or_checkpoint).settings().data)}
+    raw: dict[str, dict[str, Any] | Any] = {"data": data_of(run_dir_or_checkpoint)}
     for override in overrides:
         key, equals, value = override.partition("=")
         group, _, name = key.partition(".")
@@ -46,6 +45,8 @@ def resolve_settings(run_dir_or_checkpoint: str, overrides: list[str]) -> Evalua
             raw.setdefault(group, {})[name] = parsed
         else:
             raw[group] = parsed
+    if "url" not in raw["data"]:
+        raise ConfigError(f"{run_dir_or_checkpoint} has no data set of its own; give one as data.url=...")
     try:
         return TypeAdapter(EvaluationSettings).validate_python(raw)
     except ValidationError as error:
@@ -59,18 +60,16 @@ def evaluate(name: str, run_dir_or_checkpoint: str, overrides: list[str]) -> tup
 
     A result is stored when it is whole: an evaluation that was killed leaves what was there before.
     """
-    from pipeline.frozen import open_frozen
-
     settings = resolve_settings(run_dir_or_checkpoint, overrides)
-    frozen = open_frozen(run_dir_or_checkpoint, settings.data, settings.device)
-    folder = frozen.run_dir / "evaluation"
+    opened = open_evaluated(run_dir_or_checkpoint, settings.data, settings.baseline, settings.device)
+    frozen, folder = opened.frozen, opened.folder
     about = {
         "step": frozen.step,
         "data_url": settings.data.url,
         "data_fingerprint": frozen.manifest.fingerprint,
         "normalised_over": frozen.normalised_over,
         "absent_bands": list(frozen.absent_bands),
-    }
+    } | opened.about
     folder.mkdir(parents=True, exist_ok=True)
 
     def make(name: str) -> dict[str, Any]:
@@ -100,7 +99,11 @@ def main(argv: list[str] | None = None) -> int:
         help="; ".join(f"{name}: {evaluation.summary}" for name, evaluation in EVALUATIONS.items())
         + "; all: those that the data set permits, and a joint table",
     )
-    parser.add_argument("run", metavar="RUN_DIR_OR_CHECKPOINT", help="run folder, or its checkpoints/step-*")
+    parser.add_argument(
+        "run",
+        metavar="RUN_DIR_OR_CHECKPOINT",
+        help=f"run folder, or its checkpoints/step-*, or baseline:NAME with data.url=...; NAME: {', '.join(NAMES)}",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="such as probe.epochs=50")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
@@ -112,6 +115,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(table(result)))
         if result["absent_bands"]:
             print(f"the data set lacks {', '.join(result['absent_bands'])}: absent from all samples")
+        if "baseline" in result:
+            print("\n".join(describe(result["baseline"])))
         print(f"written to {path}")
     return 0
 

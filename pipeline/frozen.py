@@ -100,13 +100,19 @@ def open_frozen(run_dir_or_checkpoint: str, data: DataSettings, device: str) -> 
     ConfigError when they do not fit.
     """
     from pipeline.distributed import choose_device
+
+    target = choose_device(device, 0)
+    loaded = load_model(run_dir_or_checkpoint, target)
+    return before_data(loaded.model, data, target, step=loaded.step, run_dir=loaded.run_dir)
+
+
+def before_data(model: Any, data: DataSettings, device: Any, *, step: int, run_dir: Path) -> FrozenModel:
+    """A `fusmae.FusMAE` that is on `device`, before the data set of `data`; see `open_frozen`."""
     from pipeline.stream.exact import read_image_manifest
     from pipeline.transform import ImageTransform
 
     manifest = read_image_manifest(data.url)
-    target = choose_device(device, 0)
-    loaded = load_model(run_dir_or_checkpoint, target)
-    config = loaded.model.config
+    config = model.config
     transform = ImageTransform(
         manifest,
         [(modality.name, modality.bands) for modality in config.modalities],
@@ -116,11 +122,11 @@ def open_frozen(run_dir_or_checkpoint: str, data: DataSettings, device: str) -> 
         absent_bands=bool(data.mixture),
     )
     return FrozenModel(
-        model=loaded.model,
-        step=loaded.step,
-        run_dir=loaded.run_dir,
+        model=model,
+        step=step,
+        run_dir=run_dir,
         data=data,
         manifest=manifest,
         transform=transform,
-        device=target,
+        device=device,
     )

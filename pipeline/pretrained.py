@@ -3,7 +3,7 @@
 import argparse
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,19 @@ def read_state_dict(path_or_url: str) -> dict[str, Any]:
         ConfigError: no such file, or it holds no weights.
         StorageError: the store does not give it.
     """
-    content = _read(path_or_url)
-    if path_or_url.endswith(".safetensors"):
-        found = _from_safetensors(content, path_or_url)
-    else:
-        found = _from_torch(content, path_or_url)
+    found = _parse(_read(path_or_url), path_or_url)
     return _without_prefixes(_tensors(found, path_or_url), path_or_url)
+
+
+def read_nested(path_or_url: str) -> dict[str, Any]:
+    """All tensors of such a file, on the CPU; a nested name's parts are joined by points, `teacher.blocks.0`.
+
+    Nothing is taken out and no prefix is cut off. Raises as `read_state_dict`.
+    """
+    tensors = dict(_flattened(_parse(_read(path_or_url), path_or_url), ()))
+    if not tensors:
+        raise ConfigError(f"{path_or_url} holds no tensors by name; give the published file of weights")
+    return tensors
 
 
 def start_from(model: Any, path_or_url: str, say: Callable[[str], None]) -> "LoadReport":
@@ -85,6 +92,20 @@ def _read(path_or_url: str) -> bytes:
         return Store(folder).read(name)
     except DataError as error:
         raise ConfigError(f"cannot read the weights {path_or_url}: there is no such file") from error
+
+
+def _parse(content: bytes, name: str) -> Any:
+    return _from_safetensors(content, name) if name.endswith(".safetensors") else _from_torch(content, name)
+
+
+def _flattened(found: Any, parts: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    import torch
+
+    if isinstance(found, torch.Tensor):
+        yield ".".join(parts), found.detach()
+    elif isinstance(found, dict):
+        for key, value in found.items():
+            yield from _flattened(value, (*parts, str(key)))
 
 
 def _from_safetensors(content: bytes, name: str) -> Any:

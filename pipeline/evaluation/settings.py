@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal
 
+from pipeline.baselines.settings import BaselineSettings
 from pipeline.data_settings import DataSettings
 from pipeline.evaluation.finetune import FinetuneSettings
 from pipeline.evaluation.regress import RegressSettings
@@ -44,6 +45,8 @@ class EvaluationSettings:
     """Of `regress`."""
     reconstruction: ReconstructionSettings = field(default_factory=ReconstructionSettings)
     """Of `reconstruction`."""
+    baseline: BaselineSettings = field(default_factory=BaselineSettings)
+    """Of `baseline:NAME`."""
     skip: tuple[str, ...] = ()
     """Evaluations that `all` leaves out, such as [finetune]."""
     untrained_seed: int = 0
@@ -61,6 +64,7 @@ def known_keys() -> list[str]:
         "segment": SegmentSettings,
         "regress": RegressSettings,
         "reconstruction": ReconstructionSettings,
+        "baseline": BaselineSettings,
     }
     own = [f"{group}.{f.name}" for group, cls in groups.items() for f in fields(cls)]
     return [f"data.{name}" for name in _DATA_KEYS] + own + ["skip", "untrained_seed", "device"]
