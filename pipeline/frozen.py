@@ -1,6 +1,6 @@
 """A trained model and a data set, split by split and batch by batch: what every evaluation starts from."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,8 @@ class FrozenModel:
     model: Any
     """`fusmae.FusMAE`, fp32, or what offers the same."""
     step: int
+    title: str = ""
+    """The checkpoint's path or URL; empty for a model that is being trained."""
     run_dir: Path
     data: DataSettings
     """Of the run, unless overridden."""
@@ -62,10 +64,12 @@ class FrozenModel:
         batch_size: int,
         samples: "npt.NDArray[np.int64] | None" = None,
         riders: Collection[str] = (),
+        batches: Iterable[Any] | None = None,
     ) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
         """Each sample of `split` once, in the order of the index: the batch, its images and its valid bands.
 
-        With `samples`, only those of these numbers; with `riders`, the batch has these arrays that ride along, too.
+        With `samples`, only those of these numbers; with `batches`, the numbers of each batch's samples in the split:
+        just these. With `riders`, the batch has these arrays that ride along, too.
 
         Images are float32 (b, bands, size, size), normalised with the statistics of this data set, which need not be
         the one trained on: those of its split train, or of everything where there is none. All lies on the device.
@@ -84,6 +88,7 @@ class FrozenModel:
             verify_checksums=self.data.verify_checksums,
             samples=samples,
             riders=riders,
+            batches=batches,
         )
         with reader:
             for batch in reader:
@@ -92,8 +97,10 @@ class FrozenModel:
                 yield moved, images, valid
 
 
-def open_frozen(run_dir_or_checkpoint: str, data: DataSettings, device: str) -> FrozenModel:
+def open_frozen(run_dir_or_checkpoint: str, data: DataSettings, device: str, local_rank: int = 0) -> FrozenModel:
     """The newest model of a run (or the given checkpoint) on `device`, before the data set of `data`.
+
+    On a machine with several GPUs it takes that of `local_rank`.
 
     A model that was trained on a mixture takes a data set that lacks some of its bands, as those of the mixture may;
     another model does not. Raises CheckpointError or DataError when one of the two is not there or not whole, and
@@ -101,12 +108,14 @@ def open_frozen(run_dir_or_checkpoint: str, data: DataSettings, device: str) -> 
     """
     from pipeline.distributed import choose_device
 
-    target = choose_device(device, 0)
+    target = choose_device(device, local_rank)
     loaded = load_model(run_dir_or_checkpoint, target)
-    return before_data(loaded.model, data, target, step=loaded.step, run_dir=loaded.run_dir)
+    return before_data(loaded.model, data, target, step=loaded.step, run_dir=loaded.run_dir, title=loaded.title)
 
 
-def before_data(model: Any, data: DataSettings, device: Any, *, step: int, run_dir: Path) -> FrozenModel:
+def before_data(
+    model: Any, data: DataSettings, device: Any, *, step: int, run_dir: Path, title: str = ""
+) -> FrozenModel:
     """A `fusmae.FusMAE` that is on `device`, before the data set of `data`; see `open_frozen`."""
     from pipeline.stream.exact import read_image_manifest
     from pipeline.transform import ImageTransform
@@ -125,6 +134,7 @@ def before_data(model: Any, data: DataSettings, device: Any, *, step: int, run_d
         model=model,
         step=step,
         run_dir=run_dir,
+        title=title,
         data=data,
         manifest=manifest,
         transform=transform,

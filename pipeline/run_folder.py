@@ -88,16 +88,19 @@ def record(settings: Settings, fingerprint: str, about: dict[str, Any]) -> None:
     """Write the resolved settings and what they run on, before the first step."""
     run_dir = Path(settings.run.dir)
     write_whole(run_dir / CONFIG_NAME, dump_settings(settings))
-    environment = {
+    host = {"host": platform.node(), "platform": platform.platform()}
+    environment = describe_program() | host | {"data_fingerprint": fingerprint} | about
+    write_whole(run_dir / "environment.json", json.dumps(environment, indent=1) + "\n")
+
+
+def describe_program() -> dict[str, Any]:
+    """The command of this process and what it runs with: versions and commit."""
+    return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "host": platform.node(),
-        "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git": _git_commit(),
-        "data_fingerprint": fingerprint,
-    } | about
-    write_whole(run_dir / "environment.json", json.dumps(environment, indent=1) + "\n")
+    }
 
 
 def say_outcome(run_dir: Path, outcome: str, step: int | None) -> None:

@@ -1,7 +1,5 @@
 """One sample by its key: its arrays through the index, its attributes from the member itself."""
 
-import difflib
-import heapq
 import io
 import json
 import zipfile
@@ -21,13 +19,11 @@ from sharding.foreign_codec import FOREIGN_CODECS
 from sharding.foreign_read import describe, read_payload
 from sharding.foreign_store import data_store
 from sharding.manifest import ArraySpec, Manifest, ShardSpec
+from sharding.near_keys import NearKeys
 from sharding.shard_index import CHECKSUMS, ShardIndex, parse_index
 from sharding.store import Store
 
 READERS: Final = 16
-_NEAREST: Final = 3
-_CLOSE: Final = 200
-"""Keys with the longest common ends, of which the nearest are chosen: comparing all takes minutes for a million."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,27 +89,15 @@ def _read_index(store: Store, shard: ShardSpec) -> ShardIndex:
 
 def find_sample(store: Store, manifest: Manifest, key: str) -> Located:
     """Where the sample `key` lies; DataError that names the nearest keys when there is none."""
-    close: list[str] = []
+    near = NearKeys(key)
     for shard, index in read_indexes(store, manifest.shards):
         (found,) = np.nonzero(index.records["key"] == key.encode())
         if len(found):
             number = int(found[0])
             record = index.records[number]
             return Located(shard=shard, arrays=index.arrays, record=record, number=number, checksum=index.checksum)
-        close = heapq.nlargest(_CLOSE, [*close, *index.keys], key=lambda known: _likeness(known, key))
-    nearest = difflib.get_close_matches(key, close, n=_NEAREST, cutoff=0)
-    raise DataError(f"{store.url} has no sample '{key}'; the nearest keys are {', '.join(nearest) or 'none'}")
-
-
-def _likeness(known: str, key: str) -> tuple[bool, int]:
-    """Whether one holds the other, and how long their common beginning and end are."""
-    a, b = known.lower(), key.lower()
-    return bool(b) and (b in a or a in b), _common(a, b) + _common(a[::-1], b[::-1])
-
-
-def _common(a: str, b: str) -> int:
-    """Length of the beginning that two words share."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+        near.show(index.keys)
+    raise DataError(f"{store.url} has no sample '{key}'; the nearest keys are {near}")
 
 
 def read_sample(

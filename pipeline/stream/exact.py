@@ -12,7 +12,7 @@ number of ranks or threads. The state is the number of samples seen; to resume c
 import os
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -269,6 +269,7 @@ def evaluation_batches(
     verify_checksums: bool = True,
     samples: npt.NDArray[np.int64] | None = None,
     riders: Collection[str] = (),
+    batches: Iterable[npt.NDArray[np.int64]] | None = None,
 ) -> "EvaluationBatches":
     """Each sample of a split exactly once over all ranks, in the order of the index; the last batch may be short.
 
@@ -277,6 +278,8 @@ def evaluation_batches(
 
     Rank r of W has the samples [r*N/W, (r+1)*N/W): the ranks' numbers of batches may differ by one, so reduce at the
     end and not in every batch. Epoch is 0 and position the sample's number.
+
+    With `batches`, the numbers of each batch's samples, at most `batch_size`: just these batches, whatever the rank.
     """
     return EvaluationBatches(
         StreamConfig(
@@ -295,6 +298,7 @@ def evaluation_batches(
         world_size,
         samples,
         riders,
+        batches,
     )
 
 
@@ -320,6 +324,7 @@ class EvaluationBatches(BatchIterator):
         world_size: int,
         samples: npt.NDArray[np.int64] | None = None,
         riders: Collection[str] = (),
+        batches: Iterable[npt.NDArray[np.int64]] | None = None,
     ) -> None:
         check_world_size(config.global_batch, rank, world_size)
         self.manifest = read_image_manifest(config.url, riders)
@@ -329,7 +334,9 @@ class EvaluationBatches(BatchIterator):
         if isinstance(source := self._reader.source, FetchedRuns):
             source.set_run_samples(round(RUN_BYTES / max(self.manifest.sample_bytes(config.split), 1.0)) or 1)
         batch_size = config.global_batch // world_size
-        jobs = _evaluation_jobs(self.num_samples, batch_size, rank, world_size, samples)
+        if batches is None:
+            batches = _shares(self.num_samples, batch_size, rank, world_size, samples)
+        jobs = (Job(step, OrderedSamples(np.zeros_like(ids), ids, ids)) for step, ids in enumerate(batches))
         ring = BatchRing(self._reader, jobs, batch_size, config.threads, config.slots)
         super().__init__(ring, self._reader.close)
 
@@ -372,11 +379,10 @@ def ranks_of_node() -> int:
     return max(int(told), 1) if told.isdecimal() else 1
 
 
-def _evaluation_jobs(
+def _shares(
     num_samples: int, batch_size: int, rank: int, world_size: int, samples: npt.NDArray[np.int64] | None
-) -> Iterator[Job]:
+) -> Iterator[npt.NDArray[np.int64]]:
     first, last = num_samples * rank // world_size, num_samples * (rank + 1) // world_size
-    for step, begin in enumerate(range(first, last, batch_size)):
+    for begin in range(first, last, batch_size):
         end = min(begin + batch_size, last)
-        ids = np.arange(begin, end) if samples is None else samples[begin:end]
-        yield Job(step, OrderedSamples(np.zeros_like(ids), ids, ids))
+        yield np.arange(begin, end) if samples is None else samples[begin:end]
