@@ -58,7 +58,9 @@ class Encoding:
         parts: list[Columns] = []
         for split, group in itertools.groupby(rows.passes(shards), key=lambda one: one.split):
             planned, numbers = itertools.tee(group)
-            batches = self.frozen.batches(split, rows.batch_size, (np.arange(one.first, one.last) for one in numbers))
+            batches = self.frozen.batches(
+                split, rows.batch_size, batches=(np.arange(one.first, one.last) for one in numbers)
+            )
             for one, (batch, images, valid) in zip(planned, batches, strict=True):
                 columns = facts.columns(split, one.first, one.last)
                 if list(columns["key"]) != batch.keys:

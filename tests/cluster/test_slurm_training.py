@@ -157,9 +157,9 @@ def killed_in_save(place: Place) -> Told:
 def out_of_time_unsaved(place: Place) -> Told:
     """The ranks cannot save before the limit: SLURM ends the job for good, and the same command goes on."""
     run = place.run("out_of_time_unsaved")
-    run.submit("--time=1", "--signal=B:USR1@5")
+    run.submit("--time=2", "--signal=B:USR1@5")
     fault = hurt(run, lambda: [os.kill(run.rank_pid(rank), signal.SIGSTOP) for rank in (0, 1)])
-    run.lab.wait(lambda: run.lab.job(run.job_id)["JobState"] != "RUNNING", "the limit comes", timeout_s=150)
+    run.lab.wait(lambda: run.lab.job(run.job_id)["JobState"] != "RUNNING", "the limit comes", timeout_s=240)
     if run.lab.job(run.job_id)["Restarts"] == "0":
         run.wait_end("TIMEOUT")
         run.submit()
