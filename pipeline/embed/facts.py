@@ -43,13 +43,13 @@ class SampleFacts:
         }
 
     def _of(self, shard: ShardSpec) -> list[dict[str, Any]]:
-        if shard.path not in self._lines:
+        if shard.metadata_path not in self._lines:
             ((_, lines),) = metadata_of(self._store, replace(self._manifest, shards=(shard,)))
-            self._lines[shard.path] = lines
+            self._lines[shard.metadata_path] = lines
             if len(self._lines) > _KEPT:
                 self._lines.popitem(last=False)
-        self._lines.move_to_end(shard.path)
-        return self._lines[shard.path]
+        self._lines.move_to_end(shard.metadata_path)
+        return self._lines[shard.metadata_path]
 
 
 def seconds_of(date: str | None) -> float:

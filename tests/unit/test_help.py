@@ -15,6 +15,8 @@ PROMISED = {
     "sharding.inspect",
     "pipeline.pretrain",
     "pipeline.evaluate",
+    "pipeline.embed",
+    "pipeline.search",
     "pipeline.export",
     "pipeline.report",
     "pipeline.restore",
@@ -23,7 +25,7 @@ PROMISED = {
     "slurm.submit",
     "slurm.sweep",
 }
-HEAVY = ("torch", "deepspeed", "rasterio", "xformers", "zarr", "matplotlib", "pyarrow")
+HEAVY = ("torch", "deepspeed", "rasterio", "xformers", "zarr", "matplotlib", "pyarrow", "xarray")
 # Runs a module as `python -m` does, then names the heavy packages that came with it.
 PROBE = """
 import runpy, sys

@@ -83,9 +83,13 @@ def files_of(out: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("modalities", ["s1", "s2", "s1+s2"])
 def test_embeddings_are_the_features_of_evaluations(run: Path, modalities: str) -> None:
     out = embedded(run, "a.zarr", "--modalities", modalities)
-    features = collect_features(frozen_of(run), "train", 4)
-    assert (opened(out)["embedding"][:] == features.encoder[modalities].numpy()).all()
-    assert (opened(out)["labels"][:] == features.labels.numpy()).all()
+    frozen = frozen_of(run)
+    labels: list[torch.Tensor] = []
+    features = collect_features(
+        frozen, {"encoder": frozen.model}, "train", 4, look=lambda batch, _: labels.append(batch.labels.clone())
+    )
+    assert (opened(out)["embedding"][:] == features["encoder"][modalities].numpy()).all()
+    assert (opened(out)["labels"][:] == torch.cat(labels).numpy()).all()
 
 
 def test_the_negative_twin_other_weights_give_other_embeddings(run: Path, tmp_path: Path, made: Made) -> None:
