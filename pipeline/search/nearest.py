@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pipeline.embed.store import EmbeddingStore
 from pipeline.errors import ConfigError, DataError
 from sharding.near_keys import NearKeys
+from sharding.store import Store
 
 Metric = Literal["cosine", "euclidean"]
 BLOCK_BYTES: Final = 8 << 20
@@ -46,7 +47,7 @@ class EmbeddingReader:
         if not attributes["complete"]:
             raise DataError(f"{url} is not complete; give the command of python -m pipeline.embed that makes it again")
         self.attributes = attributes
-        self._group = _opened(store.store.root if store.store.is_local else store.store.url)
+        self._group = _opened(store.store)
         self._embedding = self._group["embedding"]
         self._words = list(self._group["label"][:]) if "label" in self._group else []
 
@@ -118,10 +119,12 @@ def nearest(reader: EmbeddingReader, row: int, count: int, metric: Metric) -> li
     return [reader.describe(int(r), signs * float(value)) for r, value in zip(rows, best, strict=True)]
 
 
-def _opened(place: str) -> Any:
+def _opened(store: Store) -> Any:
     import zarr
 
-    return zarr.open_group(place, mode="r")
+    from pipeline.search.zarr_store import ReadOnlyStore
+
+    return zarr.open_group(ReadOnlyStore(store), mode="r")
 
 
 def _nearness(block: npt.NDArray[np.float64], query: npt.NDArray[np.float64], metric: Metric) -> Any:

@@ -85,6 +85,7 @@ def test_two_processes_write_the_same(run: Path, straight: Path) -> None:
     assert files_of(out) == files_of(straight)
 
 
+@pytest.mark.slow
 def test_torchrun_with_three_ranks_writes_the_same(run: Path, straight: Path) -> None:
     out = run.parent / "three.zarr"
     process = started(["torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m"], run, out)
