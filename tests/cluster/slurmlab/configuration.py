@@ -119,8 +119,8 @@ def write_files(config: LabConfig, folder: Path, addresses: list[str], controlle
         f"SlurmdTimeout={config.node_timeout_s}",
         f"SlurmctldTimeout={config.node_timeout_s}",
         "InactiveLimit=0",
-        # Longer than a kill takes: else slurmctld asks again a minute later, and ends the step of the same number that a
-        # requeued job has by then.
+        # Longer than a kill takes: else slurmctld asks again a minute later, and ends the step of the same number that
+        # a requeued job has by then.
         f"MessageTimeout={config.kill_wait_s + 2}",
         f"KillWait={config.kill_wait_s}",
         "MinJobAge=3600",
