@@ -22,7 +22,7 @@ from tests.cluster.slurmlab import Lab
 from tests.dist.conftest import CONFIG, ROOT, Run, new_run
 from tests.s3server import S3Server, why_not_here
 
-pytestmark = [pytest.mark.cluster, pytest.mark.s3, pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.s3, pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(600)]
 __all__ = ["new_run"]
 TRAINED = ("train.steps=" + str(STEPS), "checkpoint.every=" + str(EVERY))
 
