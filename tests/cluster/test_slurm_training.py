@@ -154,21 +154,6 @@ def killed_in_save(place: Place) -> Told:
     return Told(run, recovery(run, fault))
 
 
-def out_of_time_unsaved(place: Place) -> Told:
-    """The ranks cannot save before the limit: SLURM ends the job for good, and the same command goes on."""
-    run = place.run("out_of_time_unsaved")
-    run.submit("--time=2", "--signal=B:USR1@5")
-    fault = hurt(run, lambda: [os.kill(run.rank_pid(rank), signal.SIGSTOP) for rank in (0, 1)])
-    run.lab.wait(lambda: run.lab.job(run.job_id)["JobState"] != "RUNNING", "the limit comes", timeout_s=240)
-    if run.lab.job(run.job_id)["Restarts"] == "0":
-        run.wait_end("TIMEOUT")
-        run.submit()
-    run.wait_end()
-    run.is_closed = True
-    assert len(run.ends()) == 2 and run.ends()[-1] == "done", run.said()[-6000:]
-    return Told(run, recovery(run, fault))
-
-
 def port_taken(place: Place) -> Told:
     """Another program listens where the ranks are to meet; the next attempt meets elsewhere."""
     run = place.run("port_taken")
@@ -283,7 +268,6 @@ SCENARIOS: dict[str, Callable[[Place], Told]] = {
     "out_of_time": out_of_time,
     "rank_hung": rank_hung,
     "killed_in_save": killed_in_save,
-    "out_of_time_unsaved": out_of_time_unsaved,
     "port_taken": port_taken,
     "tree_gone": tree_gone,
     "batch_host_off": partial(node_off, which=0),
