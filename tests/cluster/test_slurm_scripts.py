@@ -101,7 +101,8 @@ def environment(lab: Lab, folder: Path) -> dict[str, str]:
     trainer = folder / "python"
     trainer.write_text(TRAINER)
     trainer.chmod(0o755)
-    return {"FUSMAE_PYTHON": str(trainer), "REAL_PYTHON": sys.executable, "XDG_STATE_HOME": str(lab.folder)}
+    own = {"FUSMAE_PYTHON": str(trainer), "REAL_PYTHON": sys.executable, "XDG_STATE_HOME": str(lab.folder)}
+    return own | {"FUSMAE_PREFLIGHT": "0"}  # tests/cluster/test_slurm_preflight.py
 
 
 def rank_pid(lab: Lab, job: str, rank: int) -> int:

@@ -43,6 +43,8 @@ class StormRun:
     lab: Lab
     dir: Path
     python: Path
+    dataset: str
+    """Which the preflight looks for, and none reads."""
     nodes: int
     faults: list[str]
     rng: random.Random
@@ -54,7 +56,7 @@ class StormRun:
         """From submission to the end, hurt on the way."""
         self.dir.mkdir(parents=True)
         config = self.dir / "config.in"
-        config.write_text("")
+        config.write_text(f"data: {{url: {self.dataset}}}\ntrain: {{steps: 1}}\nrun: {{dir: {self.dir}}}\n")
         words = [f"-N{self.nodes}", "--exclusive", "--output", str(self.dir / "out"), "slurm/pretrain.sh", str(config)]
         own = {"FUSMAE_PYTHON": str(self.python), "XDG_STATE_HOME": str(self.dir / "state")}
         self.job_id = self.lab.sbatch(*words, f"run.dir={self.dir}", environ=own)
@@ -159,7 +161,7 @@ class StormRun:
     ],
 )
 def test_every_run_ends_done_through_a_storm_of_faults(
-    nodes: int, jobs: int, faults: int, seed: int, new_lab: NewLab, best_mode: str, tmp_path: Path
+    nodes: int, jobs: int, faults: int, seed: int, new_lab: NewLab, best_mode: str, dataset: str, tmp_path: Path
 ) -> None:
     lab = new_lab(nodes=nodes, mode=best_mode)
     python = tmp_path / "python"
@@ -175,7 +177,8 @@ def test_every_run_ends_done_through_a_storm_of_faults(
         kinds += ["net_cut"] if best_mode == "netns" and size > 1 else []
         share = faults // jobs + (number < faults % jobs)
         chosen = [rng.choice(kinds) for _ in range(share)]
-        runs.append(StormRun(lab, tmp_path / f"run-{number}", python, size, chosen, random.Random(seed + number)))
+        own = random.Random(seed + number)
+        runs.append(StormRun(lab, tmp_path / f"run-{number}", python, dataset, size, chosen, own))
 
     began = time.monotonic()
     ended = threading.Event()
