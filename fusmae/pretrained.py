@@ -22,7 +22,7 @@ from fusmae.model import FusMAE
 RGB = ("B04", "B03", "B02")
 """Sentinel-2's red, green and blue, in the order of a ViT's input channels."""
 
-_LAYERS = {
+TIMM_BLOCK = {
     "norm1": "norm1",
     "attn.qkv": "attention.qkv",
     "attn.proj": "attention.proj",
@@ -30,7 +30,7 @@ _LAYERS = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-"""Layers of a block: timm's names, ours."""
+"""Layers of a block: timm's names, which DINO and MAE share, and ours."""
 _UNUSED = {
     r"decoder|mask_token": "of the file's own decoder",
     r"head|fc_norm|pre_logits": "of its classifier",
@@ -199,7 +199,7 @@ def _expected_shapes(config: FusMAEConfig) -> dict[str, tuple[int, ...]]:
     maps |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
     shapes: dict[str, tuple[int, ...]] = {}
     for number in range(config.depth):
-        for layer in _LAYERS:
+        for layer in TIMM_BLOCK:
             weight = maps.get(layer, (width,))
             shapes |= {f"blocks.{number}.{layer}.weight": weight, f"blocks.{number}.{layer}.bias": weight[:1]}
     return shapes
@@ -259,7 +259,7 @@ def _plan_blocks(model: FusMAE, kept: Mapping[str, Tensor]) -> dict[str, _Planne
     planned: dict[str, _Planned] = {}
     fusion = model.encoder.fusion
     for number in range(model.config.depth):
-        for theirs, ours in _LAYERS.items():
+        for theirs, ours in TIMM_BLOCK.items():
             for part in ("weight", "bias"):
                 key = f"blocks.{number}.{theirs}.{part}"
                 if number == 0 and fusion is not None:

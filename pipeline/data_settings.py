@@ -47,3 +47,8 @@ class DataSettings:
     """Draw one of the eight flips and turns of the square for each sample, the same for S1 and S2."""
     upsample: Literal["nearest", "bilinear"] = "nearest"
     """How 20 m and 60 m bands come to 10 m, on the device."""
+
+    def reading(self) -> dict[str, Any]:
+        """How what is stored is fetched and checked: arguments of a stream as of an evaluation's batches."""
+        names = ("threads", "cache_gib", "cache_dir", "cache_dir_gib", "client", "verify_checksums")
+        return {name: getattr(self, name) for name in names}

@@ -263,16 +263,11 @@ def _open_stream(settings: Settings, ranks: Ranks) -> ExactStream | MixtureStrea
     reading: dict[str, Any] = dict(
         global_batch=settings.train.global_batch,
         seed=settings.train.seed,
-        threads=data.threads,
         slots=data.prefetch,
         window_gib=data.window_gib,
         groups=data.groups,
-        cache_gib=data.cache_gib,
-        cache_dir=data.cache_dir,
-        cache_dir_gib=data.cache_dir_gib,
-        client=data.client,
-        verify_checksums=data.verify_checksums,
         on_corrupt=data.on_corrupt,
+        **data.reading(),
     )
     if data.mixture:
         mixture = MixtureConfig(datasets=data.mixture, temperature=data.temperature, **reading)

@@ -81,6 +81,7 @@ def job_environment(wanted: Allocation, work: Path) -> dict[str, str]:
         "FUSMAE_CHAIN": wanted.chain,
         "FUSMAE_CHAIN_OPTIONS": wanted.chain_options,
         "FUSMAE_MAX_RESTARTS": str(wanted.max_restarts),
+        "FUSMAE_PREFLIGHT": wanted.preflight or os.environ.get("FUSMAE_PREFLIGHT", ""),
         "FUSMAE_SETUP": str(work / "code" / snapshot.SETUP_NAME) if wanted.setup else "",
         "FUSMAE_CONTAINER": wanted.container,
         "FUSMAE_CONTAINER_MOUNTS": wanted.container_mounts,

@@ -4,23 +4,13 @@ Shape legend: B batch, C channels, S pixels of a side, N tokens, D width.
 """
 
 from collections.abc import Mapping
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from fusmae.encoder import Block
+from fusmae.pretrained import TIMM_BLOCK
 from pipeline.baselines.key_map import KeyMap, Place, block_places
-
-TIMM_BLOCK: Final = {
-    "norm1": "norm1",
-    "attn.qkv": "attention.qkv",
-    "attn.proj": "attention.proj",
-    "norm2": "norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-"""Layers of a block: timm's names, which DINO and MAE share, and ours."""
 
 
 class ViT(nn.Module):

@@ -58,15 +58,10 @@ def training_steps(
         split=split,
         global_batch=size,
         seed=seed,
-        threads=data.threads,
         slots=data.prefetch,
         window_gib=data.window_gib,
         groups=data.groups,
-        cache_gib=data.cache_gib,
-        cache_dir=data.cache_dir,
-        cache_dir_gib=data.cache_dir_gib,
-        client=data.client,
-        verify_checksums=data.verify_checksums,
+        **data.reading(),
     )
     num_steps = -(-epochs * num_samples // size)
     with Stream(config, riders=riders) as stream:

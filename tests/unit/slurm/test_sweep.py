@@ -99,6 +99,7 @@ def test_one_array_is_submitted_with_what_each_run_needs(config, tmp_path, monke
     runs = tmp_path / "runs"
     words = [str(config), "--set", "train.seed=1,2,3", "--runs", str(runs), "--parallel", "2"]
     job = ["--gpus-per-node", "4", "--cpus-per-gpu", "8", "--account", "lab", "--chain", "chain", "--max-restarts", "5"]
+    job += ["--preflight", "full"]
     assert sweep.main([*words, *job]) == 0
     said = (tmp_path / "said").read_text().splitlines()
     assert said[:7] == [
@@ -116,7 +117,8 @@ def test_one_array_is_submitted_with_what_each_run_needs(config, tmp_path, monke
     arguments = Path(work, "1.args").read_text().splitlines()
     assert arguments == [f"{work}/1.yaml", "train.seed=2", f"run.dir={runs}/small-seed=2"]
     environ = (tmp_path / "env").read_text().splitlines()
-    assert {f"FUSMAE_PYTHON={sys.executable}", "FUSMAE_CHAIN=chain", "FUSMAE_MAX_RESTARTS=5"} <= set(environ)
+    given = {"FUSMAE_CHAIN=chain", "FUSMAE_MAX_RESTARTS=5", "FUSMAE_PREFLIGHT=full"}
+    assert given | {f"FUSMAE_PYTHON={sys.executable}"} <= set(environ)
     assert [element.job for element in read_index(runs)] == ["77_0", "77_1", "77_2"]
     (tmp_path / "said").unlink()
     assert sweep.main([*words, *job]) == 0 and not (tmp_path / "said").exists()
