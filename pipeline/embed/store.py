@@ -95,17 +95,21 @@ class EmbeddingStore:
             commit_path(shard), json.dumps({"record": text, "crc32c": google_crc32c.value(text.encode())}).encode()
         )
 
+    def records(self, found: dict[str, Any]) -> tuple[dict[int, dict[str, Any]], dict[str, str]]:
+        """Of a complete store with these attributes: its shards' records, and by path of those that lack, why."""
+        records = self.finished(found["of"])
+        return records, {
+            commit_path(shard): "the record is missing or damaged, or a file that it names is not there"
+            for shard in range(int(found["shards"]))
+            if shard not in records
+        }
+
     def damaged(self) -> dict[str, str]:
         """Reads everything: by path, what is wrong with it; DataError when the store is not complete."""
         found = self.attributes()
         if found is None or not found.get("complete"):
             raise DataError(f"{self.store.url} is not complete; give the command that makes it again, then verify it")
-        records = self.finished(found["of"])
-        wrong = {
-            commit_path(shard): "the record is missing or damaged, or a file that it names is not there"
-            for shard in range(int(found["shards"]))
-            if shard not in records
-        }
+        records, wrong = self.records(found)
         for shard, record in records.items():
             for path, (size, checksum) in record["files"].items():
                 content = self.store.read(path)

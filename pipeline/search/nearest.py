@@ -36,7 +36,7 @@ class Neighbour:
 
 
 class EmbeddingReader:
-    """The arrays of a complete store, at any URL."""
+    """The arrays of a complete store, at any URL; DataError when it is not complete, or a shard's files are lost."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -46,6 +46,12 @@ class EmbeddingReader:
             raise DataError(f"there is no store of embeddings at {url}; make one with python -m pipeline.embed")
         if not attributes["complete"]:
             raise DataError(f"{url} is not complete; give the command of python -m pipeline.embed that makes it again")
+        if lacking := store.records(attributes)[1]:  # which zarr would read as NaN, as samples without an embedding
+            path, why = next(iter(lacking.items()))
+            raise DataError(
+                f"{url} has lost {len(lacking)} of its {attributes['shards']} shards: {path}: {why}; give the command "
+                "of python -m pipeline.embed that made it again"
+            )
         self.attributes = attributes
         self._group = _opened(store.store)
         self._embedding = self._group["embedding"]

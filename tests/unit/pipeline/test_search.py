@@ -12,6 +12,7 @@ import zarr
 from pipeline.embed.arrays import ShardEncoder, forms_of
 from pipeline.embed.command import main as embed
 from pipeline.embed.settings import FORMAT
+from pipeline.embed.store import EmbeddingStore
 from pipeline.errors import ConfigError, DataError
 from pipeline.search import nearest as module
 from pipeline.search.command import main
@@ -43,8 +44,8 @@ def drawn(folder: Path, num_shards: int, width: int = 64) -> tuple[str, np.ndarr
     generator = np.random.default_rng(5)
     vectors = generator.normal(size=(num_shards * ROWS, width)).astype(np.float32)
     encoder = ShardEncoder(forms_of((width,), "float32", (), {}), (), len(vectors), ROWS, 32)
-    attributes = {"format": FORMAT, "complete": True, "of": {}}
-    files = encoder.fixed()
+    attributes = {"format": FORMAT, "complete": True, "of": {}, "shards": num_shards}
+    store = EmbeddingStore(str(folder))
     for shard in range(num_shards):
         rows = range(shard * ROWS, (shard + 1) * ROWS)
         names = np.array([f"sample-{row:06d}" for row in rows], object)
@@ -52,11 +53,9 @@ def drawn(folder: Path, num_shards: int, width: int = 64) -> tuple[str, np.ndarr
         words = {name: np.full(ROWS, "", object) for name in ("split", "crs")}
         embedding = vectors[rows.start : rows.stop]
         columns = {"key": names, "embedding": embedding, "complete": np.ones(ROWS, bool), **numbers, **words}
-        files |= encoder.shard(shard, columns)
-    files["zarr.json"] = encoder.root(attributes, consolidated=True)
-    for path, content in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content)
+        store.write_shard(shard, encoder.shard(shard, columns), {}, {})
+    for path, content in (encoder.fixed() | {"zarr.json": encoder.root(attributes, consolidated=True)}).items():
+        store.store.write(path, content)
     return str(folder), vectors
 
 
@@ -93,6 +92,14 @@ def test_answer_does_not_depend_on_the_blocks(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(module, "BLOCK_BYTES", size)
         answers.append(nearest(EmbeddingReader(url), 5, 20, "cosine"))
     assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("lost", ["embedding/c/1/0", "commits/00000001.json"])
+def test_a_lost_shard_is_told_and_its_samples_are_not_passed_over(tmp_path: Path, lost: str) -> None:
+    url, _ = drawn(tmp_path, 3)
+    (tmp_path / lost).unlink()
+    with pytest.raises(DataError, match=r"lost 1 of its 3 shards: commits/00000001.json.*pipeline.embed that made it"):
+        EmbeddingReader(url)
 
 
 def test_memory_does_not_grow_with_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
