@@ -348,6 +348,21 @@ class _Bag:
         return self._no_weight_decay
 
 
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon uncompiled: torch's compiler, for what nobody here calls, is a second of every start.
+
+    DeepSpeed imports it to ask of each optimiser whether it is that one.
+    """
+    import torch
+
+    compile_ = torch.compile
+    torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        torch.compile = compile_
+
+
 def import_deepspeed(device: Any) -> Any:
     """DeepSpeed, quiet and without a compiler.
 
@@ -360,6 +375,7 @@ def import_deepspeed(device: Any) -> Any:
     import deepspeed
     import deepspeed.ops
 
+    _import_muon()
     deepspeed.utils.logger.setLevel("WARNING")
     # DeepSpeed 0.19.8 calls a collective that torch 2.13 has renamed.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)

@@ -250,7 +250,10 @@ def _prepare_torch(settings: Settings, device: Any) -> None:
     torch.manual_seed(settings.train.seed)
     if settings.engine.deterministic:
         # Not "warn only": torch's attention backward takes its deterministic path only when others are refused.
-        torch.use_deterministic_algorithms(True)
+        if settings.engine.compile:
+            torch.use_deterministic_algorithms(True)
+        else:  # the same, but for torch's compiler, whose import takes a second
+            torch.set_deterministic_debug_mode("error")
         # We read no uninitialised memory, and filling it costs each tensor.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

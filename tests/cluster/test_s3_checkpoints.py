@@ -10,21 +10,18 @@ import pytest
 from pipeline.checkpoint.bucket import BucketShelf
 from pipeline.weights import load_weights
 from sharding.store import Store
-from tests.dist.conftest import Run, dataset, new_run
+from tests.dist.conftest import Run, dataset, new_run, undisturbed
 from tests.s3server import Fault
 
 pytestmark = [pytest.mark.s3, pytest.mark.dist, pytest.mark.chaos]
-__all__ = ["dataset", "new_run"]
+__all__ = ["dataset", "new_run", "undisturbed"]
 STEPS = 14
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory, dataset: str) -> Run:
+def straight(undisturbed: Callable[..., Run]) -> Run:
     """The run that nothing disturbed, with checkpoints on its disk."""
-    folder = tmp_path_factory.mktemp("straight")
-    run = new_run.__wrapped__(folder, dataset)("straight")
-    run.finish()
-    return run
+    return undisturbed()
 
 
 @pytest.fixture

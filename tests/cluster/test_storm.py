@@ -156,7 +156,7 @@ class StormRun:
 @pytest.mark.parametrize(
     ("nodes", "jobs", "faults", "seed"),
     [
-        pytest.param(6, 3, 9, 1, id="6_nodes_3_jobs_9_faults"),
+        pytest.param(6, 3, 6, 40, id="6_nodes_3_jobs_6_faults"),
         pytest.param(16, 8, 50, 2, id="16_nodes_8_jobs_50_faults", marks=pytest.mark.slow),
     ],
 )

@@ -1,5 +1,6 @@
 """Runs of several processes on a small data set that is built once."""
 
+import functools
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ SAVES_EVERY = 4
 CONFIG = """
 train: {steps: 14, global_batch: 8, micro_batch: 2, seed: 3}
 optim: {lr: 1e-3, warmup_steps: 3, clip: 1.0}
-engine: {device: cpu}
+engine: {device: cpu, precision: fp32}
 checkpoint: {every: 4}
 log: {every: 1, trace: true, tensorboard: false}
 run: {num_processes: 2, threads: 1}
@@ -177,21 +178,32 @@ def _unlocked(path: Path) -> bool:
     return True
 
 
-@pytest.fixture
-def new_run(tmp_path: Path, dataset: str) -> Callable[..., Run]:
-    """Makes a run: `new_run("name", "key=value", ...)`."""
-    config = tmp_path / "config.yaml"
+def runs_in(folder: Path, dataset: str) -> Callable[..., Run]:
+    """Makes runs on a data set, each in a folder of its own: `make("name", "key=value", ...)`."""
+    config = folder / "config.yaml"
     config.write_text(CONFIG + f"data: {{url: {dataset}, threads: 1}}\n")
 
     def make(name: str, *overrides: str) -> Run:
-        command = [
-            sys.executable,
-            "-m",
-            "pipeline.pretrain",
-            str(config),
-            f"run.dir={tmp_path / name}",
-            *overrides,
-        ]
-        return Run(dir=tmp_path / name, command=command)
+        command = [sys.executable, "-m", "pipeline.pretrain", str(config), f"run.dir={folder / name}", *overrides]
+        return Run(dir=folder / name, command=command)
 
     return make
+
+
+@pytest.fixture
+def new_run(tmp_path: Path, dataset: str) -> Callable[..., Run]:
+    """Makes a run: `new_run("name", "key=value", ...)`."""
+    return runs_in(tmp_path, dataset)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, dataset: str) -> Callable[..., Run]:
+    """`undisturbed("key=value", ...)`: a finished run with these settings, made once; to compare with, not to touch."""
+
+    @functools.cache
+    def finished(*overrides: str) -> Run:
+        run = runs_in(tmp_path_factory.mktemp("undisturbed"), dataset)("run", *overrides)
+        run.finish()
+        return run
+
+    return finished

@@ -27,7 +27,7 @@ def test_small_buckets_send_more_pieces_and_change_no_weight() -> None:
 
 
 def test_overlap_is_refused_where_nothing_overlaps(new_run: Callable[..., Run]) -> None:
-    run = new_run("run")
+    run = new_run("run", "engine.precision=bf16")
     for engine in (["engine.name=ddp"], ["engine.zero_stage=1"]):
         assert "engine.overlap = True; it must be false: DDP overlaps by itself" in run.finish(
             *engine, "engine.overlap=true", code=2

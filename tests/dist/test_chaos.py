@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dist.conftest import SAVES_EVERY, Run, new_run, ranks_of
+from tests.dist.conftest import SAVES_EVERY, Run, ranks_of
 
 pytestmark = [pytest.mark.dist, pytest.mark.chaos]
 
@@ -33,14 +33,6 @@ torch.save = torn
 run_rank_command(pretrain.main)
 """
 """A rank that is killed when half of its first file of a save is written."""
-
-
-@pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory, dataset: str) -> Run:
-    """The run that nothing disturbed."""
-    run = new_run.__wrapped__(tmp_path_factory.mktemp("straight"), dataset)("straight", f"train.steps={STEPS}")
-    run.finish()
-    return run
 
 
 def _newest(run: Run) -> int:
@@ -79,12 +71,12 @@ def _kill(run: Run, kind: str, chance: random.Random, overrides: list[str]) -> N
     "seed", [pytest.param(seed, marks=() if seed in IN_CI else pytest.mark.slow, id=f"seed{seed}") for seed in ALL]
 )
 def test_killed_twice_at_random_moments_it_ends_as_the_undisturbed_run(
-    new_run: NewRun, straight: Run, seed: int
+    new_run: NewRun, undisturbed: NewRun, seed: int
 ) -> None:
     chance, kind = random.Random(seed), KINDS[seed % len(KINDS)]
     is_background = seed % 2 == 0
     overrides = [f"train.steps={STEPS}", f"checkpoint.background={is_background}"]
-    run = new_run("run")
+    straight, run = undisturbed(f"train.steps={STEPS}"), new_run("run")
     for _ in range(2):
         _kill(run, kind, chance, overrides)
         traced, committed = _traced(run), _newest(run)

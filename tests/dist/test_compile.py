@@ -18,6 +18,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_compiled_run_has_the_curve_of_one_that_is_not(new_run: Callable[..., Run]) -> None:
     options = ("engine.precision=fp32", "run.num_processes=1", "train.steps=6", "train.micro_batch=0")
     plain, compiled = new_run("plain", *options), new_run("compiled", *options, "engine.compile=true")

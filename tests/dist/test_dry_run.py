@@ -75,10 +75,10 @@ def test_model_states_are_what_an_engine_holds(name: str, stage: int, precision:
 @pytest.mark.parametrize(
     "engine",
     [
-        ("engine.name=ddp",),
-        ("engine.zero_stage=1",),
-        ("engine.zero_stage=2",),
-        ("engine.zero_stage=3",),
+        ("engine.name=ddp", "engine.precision=bf16"),
+        pytest.param(("engine.zero_stage=1", "engine.precision=bf16"), marks=pytest.mark.slow),
+        pytest.param(("engine.zero_stage=2", "engine.precision=bf16"), marks=pytest.mark.slow),
+        ("engine.zero_stage=3", "engine.precision=bf16"),
         ("engine.zero_stage=1", "engine.precision=fp32"),
     ],
     ids=" ".join,

@@ -16,10 +16,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def test_a_killed_rank_comes_back_by_itself_and_the_weights_are_those_of_an_undisturbed_run(
-    new_run: Callable[..., Run],
+    new_run: Callable[..., Run], undisturbed: Callable[..., Run]
 ) -> None:
-    whole, hurt = new_run("whole"), new_run("hurt")
-    whole.finish()
+    whole, hurt = undisturbed(), new_run("hurt")
     words = [word for word in hurt.command if word.endswith(".yaml") or "=" in word]
     process = subprocess.Popen(
         ["bash", str(ROOT / "slurm" / "pretrain.sh"), "--local", *words],

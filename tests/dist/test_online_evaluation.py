@@ -27,7 +27,7 @@ def _probes(run: Run) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "engine",
     [
-        ("engine.name=ddp",),
+        pytest.param(("engine.name=ddp",), marks=pytest.mark.slow),
         pytest.param(("engine.zero_stage=1",), marks=pytest.mark.slow),
         ("engine.zero_stage=3",),
     ],

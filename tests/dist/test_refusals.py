@@ -86,8 +86,7 @@ def test_run_whose_checkpoints_are_looked_for_elsewhere_does_not_start_anew(new_
 
 
 def test_damaged_newest_checkpoint_is_passed_over_aloud(new_run: NewRun) -> None:
-    straight, damaged = new_run("straight"), new_run("damaged")
-    straight.finish()
+    damaged = new_run("damaged")
     damaged.finish("train.steps=8")
     file = damaged.dir / "checkpoints" / "step-00000008" / "model.safetensors"
     content = bytearray(file.read_bytes())

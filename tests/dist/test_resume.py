@@ -29,13 +29,12 @@ def _edit_state(checkpoint: Path, change: Callable[[dict], None]) -> None:
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("engine", ["zero1-bf16", "zero2-bf16", "zero3-bf16", "ddp-bf16", "zero1-fp32"])
-def test_killed_run_equals_uninterrupted_run(new_run: NewRun, engine: str) -> None:
+@pytest.mark.parametrize("engine", [pytest.param("zero1-bf16", marks=pytest.mark.slow), "zero2-bf16", "zero3-bf16", "ddp-bf16", "zero1-fp32"])
+def test_killed_run_equals_uninterrupted_run(new_run: NewRun, undisturbed: NewRun, engine: str) -> None:
     name, precision = engine.split("-")
     settings = ["engine.name=ddp"] if name == "ddp" else [f"engine.zero_stage={name[-1]}"]
     settings.append(f"engine.precision={precision}")
-    straight, killed = new_run("straight", *settings), new_run("killed", *settings)
-    straight.finish()
+    straight, killed = undisturbed(*settings), new_run("killed", *settings)
     killed.kill_at(KILLED)
     before = [killed.trace(rank) for rank in (0, 1)]
     assert KILLED <= len(before[0]) < SAVED + 4, "the kill came after the next save; the test shows nothing"
@@ -50,9 +49,8 @@ def test_killed_run_equals_uninterrupted_run(new_run: NewRun, engine: str) -> No
     assert killed.weights() == straight.weights()
 
 
-def test_without_the_saved_state_the_resumed_run_differs(new_run: NewRun) -> None:
-    straight, killed = new_run("straight"), new_run("killed")
-    straight.finish()
+def test_without_the_saved_state_the_resumed_run_differs(new_run: NewRun, undisturbed: NewRun) -> None:
+    straight, killed = undisturbed(), new_run("killed")
     killed.kill_at(KILLED)
     forgetful = new_run("forgetful")
     shutil.copytree(killed.dir, forgetful.dir)
@@ -75,9 +73,8 @@ def test_each_sample_is_seen_once_an_epoch_by_all_ranks_together(new_run: NewRun
     assert set(counts.values()) == {4, 5}  # 112 samples are 4 epochs of 25 and 12 more
 
 
-def test_stop_signal_saves_and_the_same_command_goes_on(new_run: NewRun) -> None:
-    straight, stopped = new_run("straight"), new_run("stopped")
-    straight.finish()
+def test_stop_signal_saves_and_the_same_command_goes_on(new_run: NewRun, undisturbed: NewRun) -> None:
+    straight, stopped = undisturbed(), new_run("stopped")
     stopped.kill_at(5, signal.SIGUSR2)
     outcome = json.loads((stopped.dir / "outcome.json").read_text())
     assert outcome["outcome"] == "saved" and 5 <= outcome["step"] < STEPS
@@ -88,9 +85,8 @@ def test_stop_signal_saves_and_the_same_command_goes_on(new_run: NewRun) -> None
     assert stopped.trace() == straight.trace() and stopped.weights() == straight.weights()
 
 
-def test_file_stop_saves_and_ends_for_good_until_the_command_comes_again(new_run: NewRun) -> None:
-    straight, stopped = new_run("straight"), new_run("stopped")
-    straight.finish()
+def test_file_stop_saves_and_ends_for_good_until_the_command_comes_again(new_run: NewRun, undisturbed: NewRun) -> None:
+    straight, stopped = undisturbed(), new_run("stopped")
     stopped.dir.mkdir()
     (stopped.dir / "STOP").touch()
     said = stopped.finish()
@@ -101,9 +97,8 @@ def test_file_stop_saves_and_ends_for_good_until_the_command_comes_again(new_run
     assert stopped.trace() == straight.trace() and stopped.weights() == straight.weights()
 
 
-def test_file_save_saves_once_and_changes_nothing(new_run: NewRun) -> None:
-    straight, saved = new_run("straight"), new_run("saved")
-    straight.finish()
+def test_file_save_saves_once_and_changes_nothing(new_run: NewRun, undisturbed: NewRun) -> None:
+    straight, saved = undisturbed(), new_run("saved")
     saved.dir.mkdir()
     (saved.dir / "SAVE").touch()
     saved.finish("checkpoint.every=1000", "checkpoint.keep=5")
@@ -112,9 +107,8 @@ def test_file_save_saves_once_and_changes_nothing(new_run: NewRun) -> None:
     assert saved.trace() == straight.trace() and saved.weights() == straight.weights()
 
 
-def test_disk_that_is_full_for_a_while_costs_one_checkpoint(new_run: NewRun) -> None:
-    straight, short = new_run("straight"), new_run("short")
-    straight.finish()
+def test_disk_that_is_full_for_a_while_costs_one_checkpoint(new_run: NewRun, undisturbed: NewRun) -> None:
+    straight, short = undisturbed(), new_run("short")
     short.dir.mkdir()
     (short.dir / "STOP").touch()
     short.finish()
@@ -152,11 +146,10 @@ def test_finished_run_does_nothing_when_started_again(new_run: NewRun) -> None:
     assert (run.trace(), run.weights(), run.checkpoints()) == before
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_other_number_of_ranks_goes_on_with_the_same_global_batches(new_run: NewRun, stage: int) -> None:
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+def test_other_number_of_ranks_goes_on_with_the_same_global_batches(new_run: NewRun, undisturbed: NewRun, stage: int) -> None:
     settings = [f"engine.zero_stage={stage}", "engine.precision=fp32"]
-    straight, resized = new_run("straight", *settings), new_run("resized", *settings)
-    straight.finish()
+    straight, resized = undisturbed(*settings), new_run("resized", *settings)
     resized.finish("train.steps=8", "optim.warmup_steps=3")
     said = resized.finish("run.num_processes=1")
     assert "resumed at step 8" in said and "saved by 2 ranks" in said

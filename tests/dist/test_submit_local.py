@@ -36,6 +36,7 @@ def test_two_submitted_ranks_train_as_two_launched_ones(new_run: NewRun) -> None
     assert submitted.weights() == launched.weights()
 
 
+@pytest.mark.slow
 def test_submitting_a_finished_run_again_does_no_work(new_run: NewRun) -> None:
     run = new_run("run", "train.steps=4")
     assert submit(run).returncode == 0

@@ -14,7 +14,13 @@ VARYING = {
 }
 
 
-@pytest.mark.parametrize("changes", VARYING.values(), ids=VARYING.keys())
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(VARYING["dropout"], marks=pytest.mark.slow, id="dropout"),
+        pytest.param(VARYING["multimae"], id="multimae"),
+    ],
+)
 def test_ranks_and_stages_train_the_same_curve(new_run: Callable[..., Run], changes: tuple[str, ...]) -> None:
     """Two samples a rank and step, so that a rank often has none with both sensors."""
     options = ("engine.precision=fp32", "train.steps=6", *changes)

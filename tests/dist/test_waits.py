@@ -58,8 +58,9 @@ def test_what_waits_and_what_collects_by_chance_is_seen(new_run: NewRun) -> None
     "engine", ["zero1", *(pytest.param(f"zero{stage}", marks=pytest.mark.slow) for stage in (0, 2, 3))]
 )
 def test_deepspeed_waits_where_its_design_page_says(new_run: NewRun, engine: str) -> None:
-    precision = ["engine.precision=fp32"] if engine == "zero0" else []
-    for said in _said(new_run("run", *QUIET, f"engine.zero_stage={engine[-1]}", *precision), "fused"):
+    precision = "fp32" if engine == "zero0" else "bf16"
+    options = (f"engine.zero_stage={engine[-1]}", f"engine.precision={precision}")
+    for said in _said(new_run("run", *QUIET, *options), "fused"):
         reads = {where for where in said["waits"] if not where.endswith(": all_reduce")}  # NCCL's do not stop the host
         assert reads == OURS | {f"deepspeed/runtime/{where}" for where in DEEPSPEED[engine]}
         assert [call for call in said["collections"] if call < LAST_CALL] == []

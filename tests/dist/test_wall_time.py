@@ -35,9 +35,11 @@ def test_every_part_is_timed_and_less_than_one_percent_is_not_attributed(new_run
     assert second.restart_s > 0
 
 
-def test_profile_holds_the_steps_asked_for_and_changes_no_number(new_run: NewRun) -> None:
-    plain, profiled = new_run("plain"), new_run("profiled", "log.profile_steps=2")
-    plain.finish()
+def test_profile_holds_the_steps_asked_for_and_changes_no_number(
+    new_run: NewRun, undisturbed: NewRun
+) -> None:
+    masters = "engine.precision=bf16"
+    plain, profiled = undisturbed(masters), new_run("profiled", masters, "log.profile_steps=2")
     said = profiled.finish()
     trace = profiled.dir / "profile" / "step-00000004-00000005.json"
     assert f"profile: {trace}" in said

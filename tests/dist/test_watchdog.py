@@ -63,12 +63,11 @@ def freeze() -> Iterator[Callable[[int], None]]:
             os.kill(pid, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_stopped_rank_is_named_and_the_same_command_goes_on(
-    new_run: NewRun, freeze: Callable[[int], None], stopped: int
+    new_run: NewRun, undisturbed: NewRun, freeze: Callable[[int], None], stopped: int
 ) -> None:
-    straight, hung = new_run("straight"), new_run("hung")
-    straight.finish()
+    straight, hung = undisturbed(), new_run("hung")
     process, pids = _started(hung, *LIMIT)
     freeze(pids[stopped])
     began = time.monotonic()
@@ -96,6 +95,7 @@ def test_stopped_rank_is_named_and_the_same_command_goes_on(
     assert (earlier / f"rank{other:05d}.txt").read_text() == stacks
 
 
+@pytest.mark.slow
 def test_without_limits_a_stopped_rank_stops_the_run_for_good(new_run: NewRun, freeze: Callable[[int], None]) -> None:
     process, pids = _started(new_run("run"), *NO_LIMIT)
     freeze(pids[1])
@@ -105,9 +105,8 @@ def test_without_limits_a_stopped_rank_stops_the_run_for_good(new_run: NewRun, f
     process.communicate(timeout=60)
 
 
-def test_run_that_is_stopped_as_a_whole_goes_on(new_run: NewRun) -> None:
-    straight, stopped = new_run("straight"), new_run("stopped")
-    straight.finish()
+def test_run_that_is_stopped_as_a_whole_goes_on(new_run: NewRun, undisturbed: NewRun) -> None:
+    straight, stopped = undisturbed(), new_run("stopped")
     process, pids = _started(stopped, *LIMIT)
     for pid in pids.values():
         os.kill(pid, signal.SIGSTOP)
